@@ -146,6 +146,7 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, heads: int = 8, se_ratio: int = 16, stc: bool = True):
         super().__init__()
         self.attn = Attention(dim, heads)
+        nn.init.zeros_(self.attn.o.weight)  # the exchange starts from nothing, so that the gates learn first
         if stc: self.stc_q, self.stc_k, self.stc_v = (STC(dim, x, se_ratio) for x in 'qkv')
         else: self.stc_q = self.stc_k = self.stc_v = lambda x: F.layer_norm(tokens_of(x), x.shape[2:3])
 
@@ -205,7 +206,7 @@ class Stage(nn.Module):
 
     def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Callable = lambda name, x: x) -> tuple[Tensor, Tensor]:
         fused = self.fuse(tap('visual', F_v), F_a, clips, tap)
-        F_a = F_a + self.audio(F_a + pool(fused, F_a.shape[-2:]))
+        F_a = F_a + self.audio(F_a)
         return tap('out', F.relu(self.visual(fused + F_v))), F_a
 
 # %% ../../nbs/models/20_sdavs.ipynb #4a7119dc

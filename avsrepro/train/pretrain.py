@@ -36,9 +36,9 @@ class PretrainConfig:
     size: int = 128  # of the pictures, in pixels
     visual: str = 'lcnet_050'
     audio: str = 'vggish_small'
-    images: int = 4000
-    image_epochs: int = 6
-    clips: int = 2000  # recordings of five seconds, five examples each
+    images: int = 3000
+    image_epochs: int = 5
+    clips: int = 1500  # recordings of five seconds, five examples each
     clip_epochs: int = 8
     lr: float = 4e-3
     seed: int = 0
@@ -121,7 +121,7 @@ def pretrain_key(cfg:PretrainConfig) -> str:
 def _train(job:tuple[str,PretrainConfig,Path,bool]) -> float:
     what, cfg, path, progress = job
     encoder, score = dict(visual=train_visual, audio=train_audio)[what](cfg, progress)
-    state = {k: v.contiguous() for k, v in encoder.state_dict().items() if 'num_batches' not in k}
+    state = {k: v.contiguous() for k, v in getattr(encoder, 'net', encoder).state_dict().items() if 'num_batches' not in k}
     with atomic_path(path) as tmp: save_file(state, tmp, metadata={'score': f'{score:.4f}', 'what': what})
     return score
 

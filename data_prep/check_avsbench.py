@@ -1,0 +1,28 @@
+"""Check a data set in the layout of AVSBench, file by file: what is missing, what is wrong, how many clips each split has.
+
+    python data_prep/check_avsbench.py path/to/AVSBench --setting s4
+
+Exit code 0: nothing wrong; 1: there are problems; 2: the question was wrong."""
+import argparse
+import sys
+from pathlib import Path
+
+from avsrepro.core.errors import InputError, check
+from avsrepro.data.check import check_dataset
+
+
+def main(args=None):
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('root', type=Path, help='the folder that holds Single-source and Multi-sources, or v1s, v1m and v2')
+    p.add_argument('--setting', nargs='+', required=True, help='one or more of s4, ms3, avss')
+    p.add_argument('--frames', type=int, help='frames per clip, if not as released')
+    given = p.parse_args(args)
+    try:
+        check(given.root.is_dir(), f'{given.root}: no such folder; expected the root of a data set.')
+        reports = [check_dataset(given.root, s, given.frames) for s in given.setting]
+    except InputError as e: print(e, file=sys.stderr); return 2
+    print(*reports, sep='\n')
+    return 0 if all(r.ok for r in reports) else 1
+
+
+if __name__ == '__main__': sys.exit(main())
