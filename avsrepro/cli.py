@@ -53,7 +53,7 @@ def execute_notebook(notebook:Path, parameters:dict) -> Path:
     import papermill as pm
     out = cache_dir('notebooks')/f'{notebook.stem}-{os.getpid()}.ipynb'
     os.environ['JUPYTER_PREFER_ENV_PATH'] = '1'
-    try: pm.execute_notebook(str(notebook), str(out), parameters=parameters, cwd=str(repo_root()), progress_bar=sys.stderr.isatty(), kernel_name='python3')
+    try: pm.execute_notebook(str(notebook), str(out), parameters=parameters, cwd=str(repo_root()), progress_bar=sys.stderr.isatty(), kernel_name='python3', extra_arguments=['--log-level=ERROR'])
     except pm.PapermillExecutionError as e:
         if e.ename == 'InputError': raise InputError(e.evalue) from None
         raise
@@ -150,3 +150,6 @@ def runs_clear(ids:Annotated[Optional[list[str]], typer.Argument(help='Run ids; 
     from avsrepro.train.store import RunStore
     if not yes: typer.confirm(f'Delete {len(ids) if ids else "all"} runs?', abort=True)
     RunStore().clear(ids or None)
+
+# %% ../nbs/cli/10_cli.ipynb #2cc733e2
+if __name__ == '__main__' and '__file__' in globals(): main()

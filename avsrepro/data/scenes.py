@@ -40,7 +40,7 @@ class SceneConfig:
     train: int = 400  # clips of each split
     val: int = 60
     test: int = 120
-    sounding: float = .5  # chance of an object to sound in a segment (MS3, AVSS)
+    sounding: float = .4  # chance of an object to sound in a segment (MS3, AVSS)
     change: float = .6  # chance that the sounding subset is drawn anew from one segment to the next
     silent: tuple[int, int] = (0, 2)  # least and most silent objects beside the sounding one (S4)
     objects: tuple[int, int] = (2, 4)  # least and most objects (MS3, AVSS)

@@ -67,21 +67,22 @@ class AudioStem(nn.Module):
     def __init__(self, vector_dim: int, map_channels: int, dim: int, grid: int = 2, heads: int = 8):
         super().__init__()
         W, self.grid = 2 * dim, (grid, grid)
-        self.vector = nn.Sequential(nn.LayerNorm(vector_dim), nn.Linear(vector_dim, W), nn.GELU(), nn.Linear(W, W))
+        self.vector = nn.Sequential(nn.LayerNorm(vector_dim), nn.Linear(vector_dim, W), nn.ReLU())
         self.map = nn.Sequential(nn.GroupNorm(1, map_channels), nn.Conv2d(map_channels, W, 3, padding=1))
         self.attention = AudioAttention(W, heads)
-        self.out = nn.Sequential(nn.Conv2d(W, dim, 1), group_norm(dim))
+        self.scale = nn.Parameter(torch.full((W, 1, 1), 1e-2))  # of the map's share, which grows as it learns
+        self.out = nn.Conv2d(W, dim, 1)
 
     def forward(self, vector: Tensor, amap: Tensor) -> Tensor:
-        x = self.map(amap) + self.vector(vector)[..., None, None]
-        return self.out(pool(self.attention(x), self.grid))
+        summary = self.vector(vector)[..., None, None]
+        return self.out(summary + self.scale * pool(self.attention(self.map(amap) + summary), self.grid))
 
 # %% ../../nbs/models/20_sdavs.ipynb #ffee8b26
 class SNRP(nn.Module):
     "Selective Noise-Resilient Processor (Eqs. 1-3): `listen` makes F'_a, `select` gates a visual map by it."
     def __init__(self, dim: int, cfs: bool = True, sfs: bool = True):
         super().__init__()
-        self.conv = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), group_norm(dim))
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
         self.mlp = nn.Sequential(nn.Linear(dim, dim // 2), nn.ReLU(), nn.Linear(dim // 2, dim)) if cfs else None
         self.spatial = nn.Conv2d(dim, 1, 3, padding=1) if sfs else None
 
@@ -92,7 +93,8 @@ class SNRP(nn.Module):
     def select(self, F_v: Tensor, F_a: Tensor, tap: Callable = lambda name, x: x) -> Tensor:
         "F_v [N,C,h,w] times the channel and the spatial gate of F'_a [N,C,g,g] (Eqs. 1-3)."
         if self.mlp is not None:  # channel feature selector
-            gatec = torch.sigmoid(self.mlp(F_a.mean((2, 3))))[:, :, None, None]
+            pooled = F_a.mean((2, 3))
+            gatec = torch.sigmoid(pooled + self.mlp(pooled))[:, :, None, None]
             F_v = tap('cfs', F_v * tap('gatec', gatec))
         if self.spatial is not None:  # spatial feature selector
             gates = torch.sigmoid(resize(self.spatial(F_a), F_v.shape[-2:]))
@@ -121,6 +123,7 @@ class CAR(nn.Module):
         super().__init__()
         hidden = max(dim // ratio, 8)
         self.W1, self.W2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        nn.init.zeros_(self.W1.bias)  # a small input must not leave every ReLU shut
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(self.W2(F.relu(self.W1(x.mean((1, 3, 4))))))[:, None, :, None, None]
@@ -146,7 +149,7 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, heads: int = 8, se_ratio: int = 16, stc: bool = True):
         super().__init__()
         self.attn = Attention(dim, heads)
-        nn.init.zeros_(self.attn.o.weight)  # the exchange starts from nothing, so that the gates learn first
+        self.attn.o.weight.data.mul_(.1)  # the exchange starts small, so that the gates learn first
         if stc: self.stc_q, self.stc_k, self.stc_v = (STC(dim, x, se_ratio) for x in 'qkv')
         else: self.stc_q = self.stc_k = self.stc_v = lambda x: F.layer_norm(tokens_of(x), x.shape[2:3])
 
@@ -195,19 +198,19 @@ class Stage(nn.Module):
         self.visual, self.audio = conv(), conv()
 
     def fuse(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Callable) -> Tensor:
-        "Eqs. 1-7: F_v [(B T),C,h,w] and F_a [(B T),C,g,g] to the fused feature [(B T),C,h,w]."
+        "Eqs. 1-7: F_v [(B T),C,h,w] and F_a [(B T),C,g,g] to the fused feature plus the visual one that it came from [(B T),C,h,w]."
         heard = F_a if self.snrp is None else self.snrp.listen(F_a)  # F'_a
         pre, after = self.snrp is not None and self.pre, self.snrp is not None and not self.pre
         seen = self.snrp.select(F_v, heard, tap) if pre else F_v  # F'_v
         audio = F_a if after else heard
         tap('audio', audio)
         fused = seen + resize(audio, F_v.shape[-2:]) if self.damf is None else self.damf(seen, audio, clips, tap)
-        return tap('fused', self.snrp.select(fused, heard, tap) if after else fused)
+        return tap('fused', self.snrp.select(fused + F_v, heard, tap) if after else fused + seen)
 
     def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Callable = lambda name, x: x) -> tuple[Tensor, Tensor]:
         fused = self.fuse(tap('visual', F_v), F_a, clips, tap)
         F_a = F_a + self.audio(F_a)
-        return tap('out', F.relu(self.visual(fused + F_v))), F_a
+        return tap('out', F.relu(self.visual(fused))), F_a
 
 # %% ../../nbs/models/20_sdavs.ipynb #4a7119dc
 CHOICES = dict(snrp_position=('pre', 'after'), interaction=('multiply', 'add', 'straight'), direction=('both', 'a2v', 'v2a'))

@@ -34,12 +34,13 @@ class PretrainConfig:
     "Pretraining of the two encoders of a bank."
     bank: str = 'procedural'
     size: int = 128  # of the pictures, in pixels
+    crop: int = 96  # of what is trained on at a time: a random square of each picture
     visual: str = 'lcnet_050'
     audio: str = 'vggish_small'
     images: int = 3000
     image_epochs: int = 5
     clips: int = 1500  # recordings of five seconds, five examples each
-    clip_epochs: int = 8
+    clip_epochs: int = 7
     lr: float = 4e-3
     seed: int = 0
 
@@ -91,10 +92,16 @@ def train_visual(cfg:PretrainConfig, progress:bool=True) -> tuple[nn.Module, flo
     encoder = create_backbone(cfg.visual)
     net = nn.Sequential(encoder, LevelHead(encoder.channels, len(open_bank(cfg.bank).labels) + 1))
     mean, std = (torch.tensor(v)[:, None, None] for v in (encoder.mean, encoder.std))
-    x = lambda i: (torch.from_numpy(pictures[i]).permute(0, 3, 1, 2)/255 - mean)/std
-    y = lambda i: torch.from_numpy(ids[i][:, 2::4, 2::4]).long()
+    x = lambda i, c=(slice(None), slice(None)): (torch.from_numpy(pictures[(i, *c)]).permute(0, 3, 1, 2)/255 - mean)/std
+    y = lambda i, c=(slice(None), slice(None)): torch.from_numpy(ids[(i, *c)][:, 2::4, 2::4]).long()
     weight = torch.ones(len(open_bank(cfg.bank).labels) + 1); weight[0] = .3
-    fit(net, lambda i: F.cross_entropy(net(x(i.numpy())), y(i.numpy()), weight), cfg.images, cfg.image_epochs, min(32, cfg.images), cfg.lr, 'sight', progress)
+    places = rng(cfg.seed, 'pretrain', 'crop')
+
+    def loss(i:Tensor) -> Tensor:
+        a, b = places.integers(0, cfg.size - min(cfg.crop, cfg.size) + 1, 2)
+        c = np.s_[a:a + cfg.crop, b:b + cfg.crop]
+        return F.cross_entropy(net(x(i.numpy(), c)), y(i.numpy(), c), weight)
+    fit(net, loss, cfg.images, cfg.image_epochs, min(32, cfg.images), cfg.lr, 'sight', progress)
     last = np.arange(cfg.images, cfg.images + held)
     with torch.no_grad(): guess, truth = net(x(last)).argmax(1), y(last)
     return encoder, (guess == truth)[truth > 0].float().mean().item()
