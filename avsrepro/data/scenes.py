@@ -79,7 +79,7 @@ def cutout_frames(bank:Bank, cfg:SceneConfig, split:str, labels:list[int], T:int
     "Frames uint8 `[T,H,W,3]` and masks bool `[T,objects,H,W]` of moving cut-outs."
     n, S = len(labels), cfg.size
     ground = bank.background(split, rng, (S, S))
-    pieces = [bank.cutout(split, l, rng, int(S*rng.uniform(.42, .65))) for l in labels]
+    pieces = [bank.cutout(split, l, rng, int(S*rng.uniform(.46, .7))) for l in labels]
     centres = spread(n, rng)*S
     speed, sway, phase = rng.normal(0, .03*S, (n, 2)), rng.uniform(0, .03*S, (n, 2)), rng.uniform(0, 6.3, (n, 2))
     frames, masks = np.repeat(ground[None], T, 0), np.zeros((T, n, S, S), bool)

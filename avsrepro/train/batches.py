@@ -9,6 +9,7 @@ __all__ = ['SILENCE', 'Silenced', 'Batch', 'Source', 'ahead', 'by_shape', 'ClipS
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,6 +89,16 @@ class FeatureSource(Source):
             size = sum(2 * math.prod(r.shape) for r in (*f.visual, f.audio_vector, f.audio_map))
             if size < torch.cuda.mem_get_info(device)[0] / 10: f.to(device)
         return FeatureSource(f, workers)
+
+    def silenced(self, model:AVSModel, cache:FeatureCache|None=None) -> 'FeatureSource':
+        "The features of `Silenced` clips, without reading the clips again: one silent example stands for every sound."
+        f, sounds = copy(self.features), (cache or FeatureCache()).stream(model.audio, 'audio')
+        sounds.add(torch.full(f.shape[1], SILENCE))
+        f.audio_vector, f.audio_map = sounds.rows()
+        f.audio_index = [torch.zeros_like(i) for i in f.audio_index]
+        device = self.features.audio_vector.chunks[0].device
+        if device.type != 'cpu': f.audio_vector, f.audio_map = f.audio_vector.to(device), f.audio_map.to(device)
+        return FeatureSource(f, self.workers)
 
     def load(self, indices:Sequence[int]) -> list[Batch]:
         groups = {}

@@ -135,16 +135,15 @@ def make_sources(spec:RunSpec,
                 ) -> dict[str, Source]:
     "Sources named train, val and test; clips are encoded, or found in the feature cache, when both encoders are frozen."
     frozen = model.frozen_visual and model.frozen_audio
-    key = (open_splits, content_hash([spec.data, spec.setting, spec.audio]), *map(encoder_key, (model.visual, model.audio))) if frozen else None
+    key = (open_splits, content_hash([spec.data, spec.setting]), *map(encoder_key, (model.visual, model.audio))) if frozen else None
     if key not in _kept:
         splits = open_splits(spec.data, spec.setting)
         check_splits(spec, splits)
-        if spec.audio == 'zeroed': splits = {k: Silenced(v) for k, v in splits.items()}
         splits = {k: splits[k] for k in ('train', 'val', 'test') if k in splits}
-        if not frozen: return {k: ClipSource(v, spec.config.workers) for k, v in splits.items()}
+        if not frozen: return {k: ClipSource(Silenced(v) if spec.audio == 'zeroed' else v, spec.config.workers) for k, v in splits.items()}
         while len(_kept) > 1: _kept.pop(next(iter(_kept)))
         _kept[key] = {k: FeatureSource.of(model, v, progress=progress) for k, v in splits.items()}
-    return _kept[key]
+    return {k: s.silenced(model) for k, s in _kept[key].items()} if spec.audio == 'zeroed' else _kept[key]
 
 # %% ../../nbs/train/30_engine.ipynb #618f6a8a
 def train_epoch(model:AVSModel, source:Source, optimizer:torch.optim.Optimizer, config:TrainConfig,

@@ -34,7 +34,7 @@ class PretrainConfig:
     "Pretraining of the two encoders of a bank."
     bank: str = 'procedural'
     size: int = 128  # of the pictures, in pixels
-    crop: int = 96  # of what is trained on at a time: a random square of each picture
+    crop: int = 112  # of what is trained on at a time: a random square of each picture
     visual: str = 'lcnet_050'
     audio: str = 'vggish_small'
     images: int = 3000
