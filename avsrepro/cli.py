@@ -123,6 +123,7 @@ def data_check(folder:Annotated[Path, typer.Argument(help='Root of the data set.
                setting:Annotated[str, typer.Option(help='s4, ms3 or avss.')]='ms3') -> None:
     "List what is missing or wrong, file by file, and count clips; exit code 1 when something is."
     from avsrepro.data.check import check_dataset
+    check(folder.is_dir(), f'{folder}: no such folder; give the root of a data set.')
     report = check_dataset(folder, setting)
     print(report)
     if not report.ok: raise typer.Exit(1)

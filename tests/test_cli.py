@@ -50,7 +50,7 @@ def smoke(cache) -> Path:
     (('reproduce', '--profile', 'smoke', '-p', 'profile'), ('NAME=VALUE',)),
     (('reproduce', '--data', 'no/such/folder'), ('no/such/folder',)),
     (('data', 'check', 'no/such/folder'), ('no/such/folder',)),
-    (('data', 'make', 'x', '--setting', 'ms4'), ('unknown setting', "'ms3'")),
+    (('data', 'make', 'x', '--setting', 'ms4'), ('unknown setting', "'s4'")),
     (('runs', 'import', 'no/such/runs.jsonl'), ('no/such/runs.jsonl',))])
 def test_misspelt_and_missing(capsys, monkeypatch, tmp_path, args, words):
     monkeypatch.setenv('AVSREPRO_CACHE', str(tmp_path)); monkeypatch.chdir(tmp_path)
