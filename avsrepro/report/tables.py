@@ -120,8 +120,8 @@ def plot_table(experiment:Experiment, table:pd.DataFrame, differences:pd.DataFra
         right.errorbar(d.ours_delta, d.index - .1, xerr=[(d.ours_delta - d.low).abs(), (d.high - d.ours_delta).abs()], fmt='o', color=ours, capsize=4, label='ours, 95 % interval')
         right.plot(d.published_delta.astype(float), d.index + .15, 'D', color=theirs, label='published')
         right.set_yticks(d.index, d.row); right.set_ylim(len(d) - .5, -.5); right.set_xlabel(f'J&F minus {experiment.reference} (points)'); right.set_title(f'{setting.upper()}-like: difference')
-    axs[0, 1].legend(loc='best', fontsize=9)
-    fig.tight_layout()
+    fig.tight_layout(rect=(0, .07, 1, 1))
+    fig.legend(*axs[0, 1].get_legend_handles_labels(), loc='lower right', ncol=2, fontsize=10, frameon=False)
     return fig
 
 # %% ../../nbs/report/10_tables.ipynb #4e326299
