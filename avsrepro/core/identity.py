@@ -78,8 +78,9 @@ def _git(*args:str) -> str|None:
     try: return subprocess.run(['git', *args], cwd=Path(__file__).parent if '__file__' in globals() else None, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError): return None
 
+@lru_cache
 def commit() -> str:
-    "The checkout's commit, with `+changes` when files under version control differ from it (generated `results/` aside); 'unknown' outside git."
+    "The checkout's commit, with `+changes` when files under version control differ from it (generated `results/` aside); 'unknown' outside git. Asked once in a process, so that a result names the code that was loaded."
     head = _git('rev-parse', '--short=12', 'HEAD')
     if head is None: return 'unknown'
     return head + ('+changes' if _git('status', '--porcelain', '--untracked-files=no', '--', ':/', ':(top,exclude)results') else '')

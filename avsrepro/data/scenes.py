@@ -10,9 +10,7 @@ __all__ = ['SEGMENT', 'SceneConfig', 'schedule', 'sound_track', 'cutout_frames',
 import json
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from tqdm import tqdm
 from ..core.errors import check, unknown
 from ..core.identity import code_hash, content_hash
 from ..core.paths import atomic_write, cache_dir, locked
+from ..core.processes import cores, worker_pool
 from ..core.seeding import rng
 from .assets import Bank, open_bank, paste
 from .audio import SAMPLE_RATE, fit_examples, log_mel
@@ -149,11 +148,11 @@ def _write(job:tuple[SceneConfig,str,int,str]) -> tuple[dict, dict]:
 def write_dataset(cfg:SceneConfig, folder:str|Path, jobs:int|None=None, progress:bool=True) -> None:
     "Write all clips and the table of `cfg` into `folder`, with `jobs` processes (default: one a core)."
     work = [(cfg, split, i, str(folder)) for split in ('train', 'val', 'test') for i in range(getattr(cfg, split))]
-    jobs = min(jobs or os.cpu_count() or 1, max(1, len(work)//32))
+    jobs = min(jobs or cores(), max(1, len(work)//32))
     bar = dict(total=len(work), desc=f'{cfg.bank} {cfg.setting}', unit='clip', disable=not progress or None, delay=2)
     if jobs == 1: done = list(tqdm(map(_write, work), **bar))
     else:
-        with ProcessPoolExecutor(jobs, mp_context=get_context('spawn')) as pool: done = list(tqdm(pool.map(_write, work, chunksize=8), **bar))
+        with worker_pool(jobs) as pool: done = list(tqdm(pool.map(_write, work, chunksize=8), **bar))
     rows, infos = zip(*done)
     classes = ['background', *(l.name for l in open_bank(cfg.bank).labels)] if cfg.setting == 'avss' else None
     write_metadata(folder, cfg.setting, rows, classes)

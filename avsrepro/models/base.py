@@ -91,6 +91,7 @@ class _Encoders(nn.Module):
 class AVSModel(Tapped, _Encoders):
     "Base of all methods: a subclass writes `decode` and, for analyses, `tap_names`."
     specs = ('paper',)  # which of 'paper' and 'code' a subclass can follow
+    levels = 4  # how many of the visual maps `decode` reads, from the coarsest
 
     def __init__(self, visual: nn.Module, audio: nn.Module, num_classes: int = 1, frozen: tuple[str, ...] = ('audio',)):
         super().__init__(visual, audio, frozen)

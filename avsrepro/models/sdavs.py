@@ -234,7 +234,7 @@ class SDAVS(AVSModel):
         heads = heads or max(dim // 32, 1)
         self.stem = AudioStem(audio.dim, audio.map_channels, dim, audio_grid, heads)
         check(1 <= levels <= len(visual.channels), f"levels is {levels}; the visual encoder has {len(visual.channels)}.")
-        coarse_first = list(visual.channels)[::-1][:levels]
+        self.levels, coarse_first = levels, list(visual.channels)[::-1][:levels]
         self.laterals = nn.ModuleList(nn.Sequential(nn.Conv2d(C, dim, 1), group_norm(dim)) for C in coarse_first)
         self.stages = nn.ModuleList(Stage(dim, SNRP(dim, cfs, sfs) if snrp else None,
                                           DAMF(dim, heads, tokens, se_ratio, stc, interaction, direction) if damf else None,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError, check, unknown
+from ..core.identity import commit
 from ..core.paths import find_shared
 from ..core.profiles import Profile, get_profile
 from ..data.loading import describe, locate
@@ -78,6 +79,7 @@ def plan(experiment:Experiment, profile:Profile, data:str='procedural', seeds:It
     "The runs of an experiment: rows x settings x seeds."
     source, root = locate(data)
     encoders = encoder_options(profile, source, progress)
+    commit()  # now: after an hour of training the checkout may be another
     specs = []
     for setting in experiment.settings:
         described = describe(source, root, setting, profile.scenes.get(source, {}).get(setting, {}), profile.size)

@@ -100,6 +100,12 @@ class FeatureSource(Source):
         if device.type != 'cpu': f.audio_vector, f.audio_map = f.audio_vector.to(device), f.audio_map.to(device)
         return FeatureSource(f, self.workers)
 
+    def coarsest(self, levels:int) -> 'FeatureSource':
+        "The same features with only the `levels` coarsest visual maps, for a decoder that reads no more."
+        f = copy(self.features)
+        f.visual = f.visual[-levels:]
+        return FeatureSource(f, self.workers)
+
     def load(self, indices:Sequence[int]) -> list[Batch]:
         groups = {}
         for i in indices: groups.setdefault(len(self.features.targets[i]), []).append(i)

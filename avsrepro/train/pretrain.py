@@ -7,10 +7,7 @@ __all__ = ['PretrainConfig', 'labelled_picture', 'labelled_sound', 'LevelHead', 
            'pretrain_key', 'pretrained_encoders']
 
 # %% ../../nbs/train/50_pretrain.ipynb #8cebeb19
-import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from tqdm import tqdm
 
 from ..core.identity import code_hash, content_hash
 from ..core.paths import atomic_path, cache_dir, locked
+from ..core.processes import cores, worker_pool
 from ..core.seeding import rng, seed_everything
 from ..data.assets import open_bank
 from ..data.audio import log_mel
@@ -138,8 +136,8 @@ def pretrained_encoders(cfg:PretrainConfig, jobs:int|None=None, progress:bool=Tr
     paths = {what: folder/f'{what}.safetensors' for what in ('visual', 'audio')}
     with locked(folder/'encoders'):
         work = [(w, cfg, p, progress) for w, p in paths.items() if not p.exists()]
-        if len(work) == 2 and (jobs or os.cpu_count() or 1) > 1:
-            with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool: list(pool.map(_train, work))
+        if len(work) == 2 and (jobs or cores()) > 1:
+            with worker_pool(2) as pool: list(pool.map(_train, work))
         else:
             for w in work: _train(w)
     return paths
