@@ -4,15 +4,21 @@
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #c4358c09
 from __future__ import annotations
+import time
+import weakref
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% auto #0
-__all__ = ['TABLE_X', 'Parameters', 'count_parameters', 'count_macs', 'count_clip']
+__all__ = ['TABLE_X', 'Parameters', 'count_parameters', 'count_macs', 'count_clip', 'PeakMemory', 'peak_memory',
+           'frames_per_second']
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #10073cef
 class Parameters(NamedTuple):
@@ -40,6 +46,51 @@ def count_clip(model: nn.Module, size: int | tuple[int, int] = 384, frames: int 
     size = (size, size) if isinstance(size, int) else size
     device = next(model.parameters()).device
     return count_macs(model, torch.zeros(1, frames, 3, *size, device=device), torch.zeros(1, frames, 1, 96, 64, device=device), depth=depth)
+
+# %% ../../nbs/analysis/50_efficiency.ipynb #9e9fa5d0
+class PeakMemory(TorchDispatchMode):
+    "Inside the block, `peak` is the largest number of bytes of tensors made there that were alive at once."
+    def __init__(self):
+        super().__init__()
+        self.live, self.now, self.peak = {}, 0, 0
+
+    def _free(self, key: int) -> None: self.now -= self.live.pop(key, 0)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for t in tree_leaves(out):
+            if not isinstance(t, Tensor): continue
+            s = t.untyped_storage()
+            if s._cdata in self.live or s._cdata in given: continue  # a view, or written in place
+            self.live[s._cdata] = s.nbytes(); self.now += s.nbytes()
+            weakref.finalize(s, self._free, s._cdata)
+        self.peak = max(self.peak, self.now)
+        return out
+
+# %% ../../nbs/analysis/50_efficiency.ipynb #2e0fdb3e
+def peak_memory(model: nn.Module, size: int | tuple[int, int] = 384, frames: int = 5) -> int:
+    "Bytes that inference on one clip holds at once at most, besides weights and inputs."
+    size = (size, size) if isinstance(size, int) else size
+    device = next(model.parameters()).device
+    inputs = torch.zeros(1, frames, 3, *size, device=device), torch.zeros(1, frames, 1, 96, 64, device=device)
+    with torch.no_grad(), PeakMemory() as memory: model(*inputs)
+    return memory.peak
+
+def frames_per_second(models: Mapping[str, nn.Module], size: int, frames: int = 5, rounds: int = 3) -> dict[str, float]:
+    "Frames a second of inference on one clip for each model, the median of `rounds` in which all take turns. Only ratios within one call mean anything."
+    device = next(next(iter(models.values())).parameters()).device
+    inputs = torch.zeros(1, frames, 3, size, size, device=device), torch.zeros(1, frames, 1, 96, 64, device=device)
+    def seconds(model):
+        if device.type == 'cuda': torch.cuda.synchronize()
+        start = time.perf_counter()
+        model(*inputs)
+        if device.type == 'cuda': torch.cuda.synchronize()
+        return time.perf_counter() - start
+    with torch.inference_mode():
+        for m in models.values(): seconds(m.eval())  # the first pass sets things up
+        taken = [{k: seconds(m) for k, m in models.items()} for _ in range(rounds)]
+    return {k: frames / sorted(t[k] for t in taken)[rounds // 2] for k in models}
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #1f615b54
 TABLE_X = {'w/o SNRP': dict(snrp=False), 'w/o DAMF': dict(damf=False), 'w/o STC': dict(stc=False), 'w/o RM': dict(interaction='straight'), 'Ours': {}}

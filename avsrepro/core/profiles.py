@@ -35,30 +35,34 @@ _PUBLIC = dict(backbone='swin_base_patch4_window12_384', audio='vggish', weights
 
 def _both(procedural:dict, voc:dict|None=None, **per_setting:dict) -> dict:
     "Scene values by source and setting: those of the source, then those of the setting."
-    return {source: {s: {**base, **extra} for s, extra in per_setting.items()} for source, base in
-            (('procedural', procedural), ('voc_esc', {**procedural, 'style': 'collage', **(voc or {})}))}
+    still = dict(style='collage')  # photographs keep their context; VPO and AVIS scenes have no such choice
+    return {source: {s: {**base, **(still if source == 'voc_esc' and s in ('s4', 'ms3', 'avss') else {}), **extra} for s, extra in per_setting.items()}
+            for source, base in (('procedural', procedural), ('voc_esc', {**procedural, **(voc or {})}))}
+
+def _vpo(**values:Any) -> dict[str, dict]: return {s: dict(values) for s in ('vpo-ss', 'vpo-ms', 'vpo-msmi')}
+
+_QUICK = dict(batch_size=4, lr=1e-3, weight_decay=.02, warmup_steps=100, gamma=.3, loss_stride=4, clip_grad=5.)
 
 PROFILES = {p.name: p for p in (
     Profile('smoke', 'tests and CI: does every line run?', (0,),
-            _both(dict(size=48, train=4, val=2, test=3), s4={}, ms3={}),
+            _both(dict(size=48, train=4, val=2, test=3), s4={}, ms3={}, avss={}, avis=dict(frames=6, train=1, val=1, test=2), **_vpo()),
             dict(procedural=_SMALL, voc_esc=_SMALL, avsbench=_SMALL), dict(dim=16, levels=3, tokens=4),
-            {s: dict(epochs=1, batch_size=2, lr=1e-3, loss_stride=4) for s in ('s4', 'ms3')},
+            {s: dict(epochs=1, batch_size=2, lr=1e-3, loss_stride=4) for s in ('s4', 'ms3', 'avss', *_vpo())},
             dict(size=48, images=8, image_epochs=1, clips=4, clip_epochs=1), size=(48, 48)),
     Profile('quick', 'the default: every claim in minutes, on two cores, offline', (0,),
-            _both(dict(size=128, val=50, test=120), dict(size=160), s4=dict(train=300), ms3=dict(train=1000)),
+            _both(dict(size=128, val=50, test=120), dict(size=160), s4=dict(train=300), ms3=dict(train=1000), avss=dict(train=500), avis=dict(train=1, val=1, test=10), **_vpo(train=800)),
             dict(procedural=_SMALL, voc_esc=_LOCAL, avsbench=_LOCAL), dict(dim=32, levels=3, tokens=4),
-            dict(s4=dict(epochs=4, batch_size=4, lr=1e-3, weight_decay=.02, warmup_steps=100, gamma=.3, loss_stride=4, clip_grad=5.),
-                 ms3=dict(epochs=3, batch_size=4, lr=1e-3, weight_decay=.02, warmup_steps=100, gamma=.3, loss_stride=4, clip_grad=5.)),
+            dict(s4=dict(epochs=5, **_QUICK), ms3=dict(epochs=4, **_QUICK), avss=dict(epochs=5, **_QUICK), **_vpo(epochs=8, **_QUICK)),
             dict(size=128), size=(224, 224)),
     Profile('full', 'the committed results where a GPU is at hand', (0, 1, 2),
-            _both(dict(size=192, val=100, test=300), dict(size=224), s4=dict(train=2000), ms3=dict(train=3000)),
+            _both(dict(size=192, val=100, test=300), dict(size=224), s4=dict(train=2000), ms3=dict(train=3000), avss=dict(train=3000), avis=dict(train=1, val=1, test=50), **_vpo(train=5000)),
             dict(procedural={**_SMALL, 'backbone': 'lcnet_100'}, voc_esc=_LOCAL, avsbench={**_LOCAL, **_FROZEN}), dict(dim=256, tokens=12),
-            {s: dict(epochs=30, batch_size=8, lr=5e-4, weight_decay=.02, warmup_steps=200, gamma=.3, clip_grad=5., amp='bf16') for s in ('s4', 'ms3')},
+            {s: dict(epochs=30, batch_size=8, lr=5e-4, weight_decay=.02, warmup_steps=200, gamma=.3, clip_grad=5., amp='bf16') for s in ('s4', 'ms3', 'avss', *_vpo())},
             dict(size=192, visual='lcnet_100', images=20000, image_epochs=15, clips=10000, clip_epochs=15), size=(224, 224)),
     Profile('paper', 'the real benchmarks with the published backbones and sizes', (0, 1, 2),
-            _both(dict(size=384, val=740, test=740), s4=dict(train=3452), ms3=dict(train=3000)),
+            _both(dict(size=384, val=740, test=740), s4=dict(train=3452), ms3=dict(train=3000), avss=dict(train=8498), avis=dict(train=1, val=1, test=100), **_vpo(train=10000)),
             dict(procedural=_PUBLIC, voc_esc=_PUBLIC, avsbench=_PUBLIC), {},
-            dict(s4=dict(epochs=40, batch_size=4, lr=5e-5, amp='bf16', workers=4), ms3=dict(epochs=60, batch_size=4, lr=5e-5, amp='bf16', workers=4)),
+            {s: dict(epochs=60 if s == 'ms3' else 40, batch_size=4, lr=5e-5, amp='bf16', workers=4) for s in ('s4', 'ms3', 'avss', *_vpo())},
             size=(384, 384)))}
 
 def get_profile(name:str) -> Profile:

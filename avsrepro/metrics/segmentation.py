@@ -308,13 +308,15 @@ class SemanticScorer:
         self.ids += list(ids)
 
     def per_clip(self) -> list[dict]:
-        "One dict per clip: id, classes (in prediction or target), and for each of them J and F over the clip's frames (`None`: not in the frame)."
+        """One dict per clip: id, classes (in prediction or target), and for each of them J and F over the clip's frames (`None`: not in the frame)
+        and `pixels`, the numbers of pixels in both, in the prediction and in the target."""
         records = []
         for i, c in zip(self.ids, self.kept):
             union = c['predicted'] + c['positive'] - c['inter']
             classes = union.sum(0).nonzero().flatten().tolist()
             f = torch.where(union > 0, f_measure(c['inter'], c['predicted'], c['positive']), torch.nan)
-            records.append(dict(id=i, classes=classes, J=[_plain((c['inter'].double() / union)[:, k]) for k in classes], F=[_plain(f[:, k]) for k in classes]))
+            pixels = torch.stack([c[n].sum(0) for n in ('inter', 'predicted', 'positive')], 1)
+            records.append(dict(id=i, classes=classes, pixels=pixels[classes].long().tolist(), J=[_plain((c['inter'].double() / union)[:, k]) for k in classes], F=[_plain(f[:, k]) for k in classes]))
         return records
 
     def scores(self, slots:int|None=None, without:str|None=None, protocol:str='avsbench') -> dict[str, float|list[float]]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_weights', 'load_weights', 'Encoder', 'VisualBackbone', 'create_backbone', 'list_backbones', 'AudioBackbone',
-           'VGGish', 'yamnet_mel', 'YAMNet', 'list_audio_backbones', 'create_audio_backbone']
+           'VGGish', 'yamnet_mel', 'YAMNet', 'Stereo', 'list_audio_backbones', 'create_audio_backbone']
 
 # %% ../../nbs/nn/20_backbones.ipynb #fbec6cf3
 import difflib
@@ -207,6 +207,20 @@ class YAMNet(AudioBackbone):
         "AudioSet scores [N,521] in 0..1 (index 0 is Speech)."
         return self.net.classifier(self(mel)[0]).sigmoid()
 
+# %% ../../nbs/nn/20_backbones.ipynb #2376b3f0
+class Stereo(AudioBackbone):
+    "Both channels of a log-mel [N,2,96,64] through one network: mean and left minus right of its vectors and maps, twice as wide."
+    def __init__(self, net:AudioBackbone):
+        super().__init__()
+        self.net, self.name, self.map_size = net, f'{net.name}_stereo', net.map_size
+        self.dim, self.map_channels = 2*net.dim, 2*net.map_channels
+
+    def forward(self, mel:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        check(mel.ndim == 4 and mel.shape[1:] == (2, 96, 64), f'audio input has shape {tuple(mel.shape)}; expected a stereo log-mel [N,2,96,64].')
+        fold = lambda x: torch.cat([(x[0::2] + x[1::2])/2, x[0::2] - x[1::2]], 1)
+        vector, amap = self.net(rearrange(mel, 'n c t f -> (n c) 1 t f'))
+        return fold(vector), fold(amap)
+
 # %% ../../nbs/nn/20_backbones.ipynb #d534343b
 _VGGISH_URL = 'https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth'
 _AUDIO = dict(vggish=(VGGish, {}), vggish_small=(VGGish, dict(width=8, fc=256)), yamnet=(YAMNet, {}))
@@ -222,6 +236,7 @@ def _download(name:str) -> dict[str, torch.Tensor]:
     except Exception as e: raise InputError(f"audio backbone '{name}': {_VGGISH_URL} could not be fetched ({e}); without a network give weights=path of a local file.") from e
 
 def create_audio_backbone(name:str='vggish', pretrained:bool=False, weights:str|Path|None=None,
+                          stereo:bool=False,  # hear two channels through the one network
                           **kw  # options of the network, e.g. width
                          ) -> AudioBackbone:
     "An audio encoder by name; `InputError` for an unknown name or option and for unusable weights."
@@ -235,4 +250,4 @@ def create_audio_backbone(name:str='vggish', pretrained:bool=False, weights:str|
         target = net.net if name == 'yamnet' else net
         load_weights(target, _download(name) if pretrained else read_weights(weights), weights or _VGGISH_URL)
         if name == 'yamnet': net.hold(*(m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)))
-    return net
+    return Stereo(net) if stereo else net

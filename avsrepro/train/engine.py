@@ -100,10 +100,10 @@ def validate(model:AVSModel, source:Source, batch_size:int=4, amp:str|None=None)
 
 # %% ../../nbs/train/30_engine.ipynb #fc7e36d0
 def make_model(spec:RunSpec, device:torch.device|str='cpu') -> AVSModel:
-    "The untrained model of a run: binary for S4 and MS3, else `options['num_classes']` classes (71 as in AVSS)."
+    "The untrained model of a run: binary for S4 and MS3, else `options['num_classes']` classes with background (71 as in AVSS)."
     from avsrepro.models import create_model  # here, because a call that only reads results needs no encoders
     seed_everything(spec.seed)
-    classes = spec.options.get('num_classes', 71) if spec.setting == 'avss' else 1
+    classes = 1 if spec.setting in ('s4', 'ms3') else spec.options.get('num_classes', 71)
     return create_model(spec.model, **{**spec.options, 'num_classes': classes}).to(device)
 
 def default_device() -> torch.device: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')

@@ -102,7 +102,7 @@ def file_hash(path:str|Path) -> str:
     return _bytes_hash(str(Path(path).resolve()), s.st_size, s.st_mtime_ns)
 
 # %% ../../nbs/train/20_store.ipynb #58c304b1
-SETTINGS = ('s4', 'ms3', 'avss')
+SETTINGS = ('s4', 'ms3', 'avss', 'vpo-ss', 'vpo-ms', 'vpo-msmi')  # those that are trained on
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
