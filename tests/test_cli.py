@@ -124,3 +124,11 @@ def test_generated_data_pass_the_checker(tmp_path, capsys, monkeypatch):
     next((tmp_path/'d').rglob('*_1.png')).unlink()
     with pytest.raises(SystemExit) as e: cli.main()
     assert e.value.code == 1
+
+
+def test_table_whose_data_are_not_in_the_folder(capsys, monkeypatch, tmp_path):
+    from avsrepro.data.scenes import SceneConfig, write_dataset
+    monkeypatch.setenv('AVSREPRO_CACHE', str(tmp_path/'cache'))
+    write_dataset(SceneConfig(size=32, train=1, val=1, test=1), tmp_path/'data', jobs=1, progress=False)
+    err = fails(capsys, monkeypatch, 'reproduce', '--paper', 'sdavs', '--only', 'tab12', '--data', tmp_path/'data')
+    assert 'sdavs_tab12 needs vpo-ss and vpo-ms and vpo-msmi' in err and err.count('\n') == 0

@@ -171,12 +171,12 @@ def judge(claim:Claim,
 
 # %% ../../nbs/papers/15_claims.ipynb #f606dc5d
 def claims_table(folder:str|Path) -> pd.DataFrame:
-    "All claims of the paper that the folder is named after, with `judge`'s columns; one table per sub-folder with a table.csv."
+    "All claims of the paper that the folder is named after, with `judge`'s columns; read from the sub-folders that are named after the claims' tables."
     folder = Path(folder)
     papers = sorted({c.paper for c in CLAIMS})
     check(folder.is_dir(), f"{folder}: expected a folder of results, results/<profile>/<data>/<paper>.")
     if folder.resolve().name not in papers: raise unknown('paper', folder.resolve().name, papers)
     tables = {}
-    for path in sorted(folder.glob('*/table.csv')):
-        for name, t in read_results(path.parent).groupby('table'): tables[name] = t
+    for name in sorted({c.table for c in CLAIMS if c.paper == folder.resolve().name}):
+        if (path := folder/name.partition('_')[2]).joinpath('table.csv').is_file(): tables[name] = read_results(path)
     return pd.DataFrame([dict(id=c.id, claim=c.text, where=c.where, kind=c.kind, metric=c.metric, **judge(c, tables)) for c in CLAIMS if c.paper == folder.resolve().name])
