@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CMAP', 'watch', 'normalise', 'predicted_region', 'mask_score', 'grad_cam', 'feature_map', 'picture', 'map_picture',
-           'overlay', 'mask_picture', 'panels']
+           'overlay', 'mask_picture', 'outlined', 'ranked_clips', 'typical_frame', 'pick_frames', 'panels']
 
 # %% ../../nbs/analysis/30_cam.ipynb #55f83b1a
 import textwrap
@@ -18,6 +18,7 @@ import torch
 from einops import rearrange
 from matplotlib.cm import ScalarMappable
 from numpy.typing import ArrayLike
+from scipy.ndimage import binary_dilation, binary_erosion
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -136,6 +137,37 @@ def mask_picture(mask:ArrayLike|Tensor,  # [H,W]: 0 background, k class, 255 voi
     for k in np.unique(mask[mask > 0]).tolist():
         picture[mask == k] = .5 if k == 255 else 1 if binary else (colours or {}).get(k, cycle[(k - 1) % len(cycle)])
     return picture
+
+# %% ../../nbs/analysis/30_cam.ipynb #11028314
+def outlined(map:ArrayLike|Tensor,  # [h,w], 0 to 1
+             mask:ArrayLike|Tensor  # [H,W]; 1 is outlined, all else is not
+            ) -> np.ndarray:
+    "A map in colour at the size of the mask, with the mask's outline, [H,W,3]."
+    mask = np.asarray(mask) == 1
+    line, shown = max(1, mask.shape[-1]//150), map_picture(map, mask.shape)
+    shown[binary_dilation(mask, iterations=line) & ~mask] = 0
+    shown[mask & ~binary_erosion(mask, iterations=line)] = 1
+    return shown
+
+# %% ../../nbs/analysis/30_cam.ipynb #7f0d43a0
+def ranked_clips(scores:Sequence[Mapping]) -> list[tuple[float, Mapping]]:
+    "Pairs of J over sounding frames and the clip's record ('id'; 'J' and 'sounding' of T frames), worst first, ties in the order of names; clips in which nothing sounds are left out."
+    kept = [c for c in scores if any(c['sounding'])]
+    return sorted(((np.mean([j for j, s in zip(c['J'], c['sounding']) if s]), c) for c in kept), key=lambda x: (x[0], x[1]['id']))
+
+def typical_frame(J:float, record:Mapping) -> int:
+    "The sounding frame whose J is nearest to `J`, the earlier one of two."
+    return min((t for t, s in enumerate(record['sounding']) if s), key=lambda t: (abs(record['J'][t] - J), t))
+
+def pick_frames(scores:Sequence[Mapping],  # a run's record of each clip, as in `ranked_clips`
+                percentiles:Sequence[float]=(10, 50, 90)) -> list[dict]:
+    "Rule, id, frame and the frame's J of the clip at each percentile; `InputError` if nothing sounds in any clip."
+    order, picks = ranked_clips(scores), []
+    check(bool(order), f'pick_frames: expected a clip in which something sounds, found none among {len(scores)}.')
+    for p in percentiles:
+        J, c = order[round(p/100*(len(order) - 1))]
+        picks.append(dict(rule=f'{p}th percentile', id=c['id'], frame=(t := typical_frame(J, c)), J=c['J'][t]))
+    return picks
 
 # %% ../../nbs/analysis/30_cam.ipynb #db8cd8f8
 def panels(rows:Sequence[str],  # labels of the rows, may be empty strings
