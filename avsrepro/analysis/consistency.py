@@ -145,5 +145,5 @@ def plot_consistency(tables:Mapping[str, pd.DataFrame],  # label -> `consistency
         ax.set_xticks(t.index, t.stage, fontsize=12); ax.set_title(metric, fontsize=14); ax.tick_params(labelsize=12); ax.grid(axis='y', alpha=.4)
         ax.set_xlim(-.6, len(t) - .4)
     axs[0, 1 if len(metrics) > 2 else 0].set_xlabel('stage, from coarse to fine', fontsize=12)
-    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside lower center', ncol=2 * len(tables), fontsize=12, frameon=False)
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside lower center', ncol=len(tables), fontsize=12, frameon=False)
     return fig

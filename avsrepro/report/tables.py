@@ -176,7 +176,7 @@ def plot_table(experiment:Experiment, table:pd.DataFrame, differences:pd.DataFra
         d = differences[(differences.setting == setting) & (differences.metric == main)].reset_index(drop=True)
         right.axvline(0, color='black', lw=1)
         right.errorbar(d.ours_delta, d.index - .1, xerr=[(d.ours_delta - d.low).abs(), (d.high - d.ours_delta).abs()], fmt='o', color=ours, capsize=4, label='ours, 95 % interval')
-        right.plot(d.published_delta.astype(float), d.index + .15, 'D', color=theirs, label='published')
+        if d.published_delta.notna().any(): right.plot(d.published_delta.astype(float), d.index + .15, 'D', color=theirs, label='published')
         right.set_yticks(d.index, d.row); right.set_ylim(len(d) - .5, -.5); right.set_xlabel(f'{main} minus {experiment.reference} (points)'); right.set_title(f'{setting.upper()}-like: difference')
     fig.tight_layout(rect=(0, .07, 1, 1))
     fig.legend(*axs[0, 1].get_legend_handles_labels(), loc='lower right', ncol=2, fontsize=10, frameon=False)
