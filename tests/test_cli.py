@@ -82,7 +82,7 @@ def test_unreadable_weights(tmp_path):
 
 
 def test_smoke_writes_every_file(smoke):
-    assert {'table.csv', 'table.md', 'table.tex', 'differences.csv', 'figure.png', 'figure.svg', 'meta.json', 'runs.jsonl', 'notebook.ipynb'} <= {p.name for p in smoke.iterdir()}
+    assert {'table.csv', 'table.md', 'table.tex', 'differences.csv', 'figure.png', 'figure.svg', 'meta.json', 'notebook.ipynb'} <= {p.name for p in smoke.iterdir()}
     with (smoke/'table.csv').open() as f: rows = list(csv.DictReader(f))
     assert list(rows[0]) == COLUMNS
     assert {(r['row'], r['setting'], r['metric']) for r in rows} == {(n, s, m) for n in ('w/o SNRP', 'w/o DAMF', 'SDAVS(Ours)', 'audio zeroed') for s in ('s4', 'ms3') for m in ('J', 'F', 'J&F', 'J_sounding')}
@@ -102,7 +102,7 @@ def test_second_call_trains_nothing(smoke, cache):
 
 
 def test_runs_can_be_exported_and_imported(smoke, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv('AVSREPRO_CACHE', str(tmp_path)); monkeypatch.setattr(sys, 'argv', ['avsrepro', 'runs', 'import', str(smoke/'runs.jsonl')])
+    monkeypatch.setenv('AVSREPRO_CACHE', str(tmp_path)); monkeypatch.setattr(sys, 'argv', ['avsrepro', 'runs', 'import', *map(str, (smoke.parent/'runs').glob('*.jsonl'))])
     with pytest.raises(SystemExit) as e: cli.main()
     assert not e.value.code and '8 imported' in capsys.readouterr().out
 

@@ -77,8 +77,8 @@ def peak_memory(model: nn.Module, size: int | tuple[int, int] = 384, frames: int
     with torch.no_grad(), PeakMemory() as memory: model(*inputs)
     return memory.peak
 
-def frames_per_second(models: Mapping[str, nn.Module], size: int, frames: int = 5, rounds: int = 3) -> dict[str, float]:
-    "Frames a second of inference on one clip for each model, the median of `rounds` in which all take turns. Only ratios within one call mean anything."
+def frames_per_second(models: Mapping[str, nn.Module], size: int, frames: int = 5, rounds: int = 5) -> dict[str, list[float]]:
+    "Frames a second of inference on one clip for each model, in each of the `rounds` in which all take turns. Only ratios within one round mean anything."
     device = next(next(iter(models.values())).parameters()).device
     inputs = torch.zeros(1, frames, 3, size, size, device=device), torch.zeros(1, frames, 1, 96, 64, device=device)
     def seconds(model):
@@ -90,7 +90,7 @@ def frames_per_second(models: Mapping[str, nn.Module], size: int, frames: int = 
     with torch.inference_mode():
         for m in models.values(): seconds(m.eval())  # the first pass sets things up
         taken = [{k: seconds(m) for k, m in models.items()} for _ in range(rounds)]
-    return {k: frames / sorted(t[k] for t in taken)[rounds // 2] for k in models}
+    return {k: [frames / t[k] for t in taken] for k in models}
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #1f615b54
 TABLE_X = {'w/o SNRP': dict(snrp=False), 'w/o DAMF': dict(damf=False), 'w/o STC': dict(stc=False), 'w/o RM': dict(interaction='straight'), 'Ours': {}}

@@ -21,17 +21,27 @@ class Profile:
     purpose: str
     seeds: tuple[int, ...]
     scenes: dict[str, dict[str, dict[str, Any]]]  # source -> setting -> values of `SceneConfig`
-    encoders: dict[str, dict[str, Any]]  # source -> backbone, audio, frozen, and where weights come from
+    encoders: dict[str, dict[str, Any]]  # source -> backbone, audio, frozen, and where the weights of both come from
+    variants: dict[str, dict[str, Any]]  # name -> another visual encoder, for the rows that ask for it
     model: dict[str, Any]  # options of every model that are a matter of size
     train: dict[str, dict[str, Any]]  # setting -> values of `TrainConfig`
-    pretrain: dict[str, Any] = field(default_factory=dict)  # values of `PretrainConfig`, for weights == 'pretrain'
-    size: tuple[int, int]|None = None  # (H, W) that frames are resized to; None keeps the stored size
+    size: tuple[int, int]  # (H, W) that the frames of a download are resized to
+    pretrain: dict[str, dict[str, Any]] = field(default_factory=dict)  # visual, audio -> values of `PretrainConfig`
 
 # %% ../../nbs/core/40_profiles.ipynb #e4acb427
 _FROZEN = dict(frozen=('audio', 'visual'))
-_SMALL = dict(backbone='lcnet_050', audio='vggish_small', weights='pretrain', **_FROZEN)
-_LOCAL = dict(backbone='mobilenetv1_100', audio='yamnet', weights='shared', **_FROZEN)
-_PUBLIC = dict(backbone='swin_base_patch4_window12_384', audio='vggish', weights='timm', frozen=('audio',))
+def _small(name:str, **options:Any) -> dict: return dict(backbone=name, backbone_options=options, visual_weights='pretrain')
+
+_HEADS = dict(num_heads=(1, 2, 4, 8))
+_PVT, _SWIN = 'pvt_v2_b0', 'swin_tiny_patch4_window7_224'
+_MINI = dict(pvt=_small(_PVT, embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), **_HEADS), swin=_small(_SWIN, embed_dim=24, depths=(1, 1, 2, 1), window_size=4, **_HEADS))
+_LITTLE = dict(pvt=_small(_PVT), swin=_small(_SWIN, embed_dim=48, depths=(2, 2, 4, 2), **_HEADS))
+_FROM_BANK = dict(audio='vggish_small', audio_weights='pretrain', **_FROZEN)
+_LOCAL = dict(backbone='mobilenetv1_100', visual_weights='shared', audio='yamnet', audio_weights='shared', **_FROZEN)
+_PUBLISHED = dict(pvt=dict(backbone='pvt_v2_b5', visual_weights='timm'), swin=dict(backbone='swin_base_patch4_window12_384', visual_weights='timm'))
+_PUBLIC = dict(**_PUBLISHED['swin'], audio='vggish', audio_weights='timm', frozen=('audio',))
+
+def _everywhere(value:Any) -> dict[str, Any]: return dict.fromkeys(SOURCES, value)
 
 def _both(procedural:dict, voc:dict|None=None, **per_setting:dict) -> dict:
     "Scene values by source and setting: those of the source, then those of the setting."
@@ -41,29 +51,29 @@ def _both(procedural:dict, voc:dict|None=None, **per_setting:dict) -> dict:
 
 def _vpo(**values:Any) -> dict[str, dict]: return {s: dict(values) for s in ('vpo-ss', 'vpo-ms', 'vpo-msmi')}
 
-_QUICK = dict(batch_size=4, lr=1e-3, weight_decay=.02, warmup_steps=100, gamma=.3, loss_stride=4, clip_grad=5.)
+_QUICK = dict(weight_decay=.02, gamma=.3, loss_stride=4, clip_grad=5.)
+_LONG, _SHORT = dict(batch_size=8, lr=2e-3, warmup_steps=60, **_QUICK), dict(batch_size=4, lr=1e-3, warmup_steps=100, **_QUICK)
 
 PROFILES = {p.name: p for p in (
     Profile('smoke', 'tests and CI: does every line run?', (0,),
             _both(dict(size=48, train=4, val=2, test=3), s4={}, ms3={}, avss={}, avis=dict(frames=6, train=1, val=1, test=2), **_vpo()),
-            dict(procedural=_SMALL, voc_esc=_SMALL, avsbench=_SMALL), dict(dim=16, levels=3, tokens=4),
-            {s: dict(epochs=1, batch_size=2, lr=1e-3, loss_stride=4) for s in ('s4', 'ms3', 'avss', *_vpo())},
-            dict(size=48, images=8, image_epochs=1, clips=4, clip_epochs=1), size=(48, 48)),
+            _everywhere({**_MINI['pvt'], **_FROM_BANK}), _MINI, dict(dim=16, levels=3, tokens=4),
+            {s: dict(epochs=1, batch_size=2, lr=1e-3, loss_stride=4) for s in ('s4', 'ms3', 'avss', *_vpo())}, (48, 48),
+            dict(visual=dict(size=48, amount=8, epochs=1), audio=dict(amount=4, epochs=1))),
     Profile('quick', 'the default: every claim in minutes, on two cores, offline', (0,),
             _both(dict(size=128, val=50, test=120), dict(size=160), s4=dict(train=300), ms3=dict(train=1000), avss=dict(train=500), avis=dict(train=1, val=1, test=10), **_vpo(train=800)),
-            dict(procedural=_SMALL, voc_esc=_LOCAL, avsbench=_LOCAL), dict(dim=32, levels=3, tokens=4),
-            dict(s4=dict(epochs=5, **_QUICK), ms3=dict(epochs=4, **_QUICK), avss=dict(epochs=5, **_QUICK), **_vpo(epochs=8, **_QUICK)),
-            dict(size=128), size=(224, 224)),
+            dict(procedural={**_MINI['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), _MINI, dict(dim=32, levels=3, tokens=4),
+            dict(s4=dict(epochs=5, **_SHORT), ms3=dict(epochs=4, **_LONG), avss=dict(epochs=5, **_LONG), **_vpo(epochs=6, **_LONG)),
+            (224, 224), dict(visual=dict(amount=3000, epochs=5, lr=4e-3), audio=dict(amount=1500))),
     Profile('full', 'the committed results where a GPU is at hand', (0, 1, 2),
             _both(dict(size=192, val=100, test=300), dict(size=224), s4=dict(train=2000), ms3=dict(train=3000), avss=dict(train=3000), avis=dict(train=1, val=1, test=50), **_vpo(train=5000)),
-            dict(procedural={**_SMALL, 'backbone': 'lcnet_100'}, voc_esc=_LOCAL, avsbench={**_LOCAL, **_FROZEN}), dict(dim=256, tokens=12),
-            {s: dict(epochs=30, batch_size=8, lr=5e-4, weight_decay=.02, warmup_steps=200, gamma=.3, clip_grad=5., amp='bf16') for s in ('s4', 'ms3', 'avss', *_vpo())},
-            dict(size=192, visual='lcnet_100', images=20000, image_epochs=15, clips=10000, clip_epochs=15), size=(224, 224)),
+            dict(procedural={**_LITTLE['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), _LITTLE, dict(dim=256, tokens=12),
+            {s: dict(epochs=30, batch_size=8, lr=5e-4, weight_decay=.02, warmup_steps=200, gamma=.3, clip_grad=5., amp='bf16') for s in ('s4', 'ms3', 'avss', *_vpo())}, (224, 224),
+            dict(visual=dict(size=192, amount=20000, epochs=15, lr=2e-3), audio=dict(amount=10000, epochs=15))),
     Profile('paper', 'the real benchmarks with the published backbones and sizes', (0, 1, 2),
             _both(dict(size=384, val=740, test=740), s4=dict(train=3452), ms3=dict(train=3000), avss=dict(train=8498), avis=dict(train=1, val=1, test=100), **_vpo(train=10000)),
-            dict(procedural=_PUBLIC, voc_esc=_PUBLIC, avsbench=_PUBLIC), {},
-            {s: dict(epochs=60 if s == 'ms3' else 40, batch_size=4, lr=5e-5, amp='bf16', workers=4) for s in ('s4', 'ms3', 'avss', *_vpo())},
-            size=(384, 384)))}
+            _everywhere(_PUBLIC), _PUBLISHED, {},
+            {s: dict(epochs=60 if s == 'ms3' else 40, batch_size=4, lr=5e-5, amp='bf16', workers=4) for s in ('s4', 'ms3', 'avss', *_vpo())}, (384, 384)))}
 
 def get_profile(name:str) -> Profile:
     "The profile of that name; `InputError` with the nearest one for a misspelt name."

@@ -67,13 +67,17 @@ def describe(source:str, root:Path|None, setting:str,
 
 def open_splits(data:dict[str, Any], setting:str) -> dict[str, Sequence]:
     "The train, val and test splits of a description (AVIS: those that exist); generated data are made when they are not in the cache."
+    size = None
     if data['source'] == 'avsbench': root, size = data['root'], tuple(data['size']) if data.get('size') else None
     else:
         make = make_avis if setting == 'avis' else make_vpo if setting in VPO_SETTINGS else make_dataset
-        root, size = make(_config(data['config'], GENERATORS.get(setting, (SceneConfig,))[0])), None
-    if setting in VPO_SETTINGS: return {s: VPOData(root, setting, s, size=size, mono=data.get('mono', False)) for s in SPLITS}
-    if setting == 'avis': return {s: open_avis(root, s, size=size) for s in SPLITS if split_files(root, s)[0].is_file()}
-    return {s: open_dataset(root, setting, s, size=size) for s in SPLITS}
+        root = make(_config(data['config'], GENERATORS.get(setting, (SceneConfig,))[0]))
+    if setting in VPO_SETTINGS: splits = {s: VPOData(root, setting, s, size=size, mono=data.get('mono', False)) for s in SPLITS}
+    elif setting == 'avis': splits = {s: open_avis(root, s, size=size) for s in SPLITS if split_files(root, s)[0].is_file()}
+    else: splits = {s: open_dataset(root, setting, s, size=size) for s in SPLITS}
+    if data['source'] != 'avsbench':
+        for s, clips in splits.items(): clips.fingerprint = content_hash([data, setting, s])  # generated data never change
+    return splits
 
 def num_classes(data:dict[str, Any], setting:str) -> int:
     "Classes with background that a model of this setting tells apart; 1 for the binary settings."

@@ -7,6 +7,7 @@ __all__ = ['Features', 'encoder_key', 'Rows', 'run_encoder', 'FeatureCache', 'Fe
            'clear_cache']
 
 # %% ../../nbs/nn/30_features.ipynb #77d106bb
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +107,19 @@ class FeatureCache:
         self.root, self.dtype, self.chunk = Path(root) if root else cache_dir('features'), dtype, chunk
         self.hits = self.misses = 0
 
+    def name_of(self, key:str, x:torch.Tensor) -> str:
+        "What the file with the outputs for one chunk of inputs is called."
+        return content_hash([key, array_hash(x, length=64), str(self.dtype), torch.__version__], length=32)
+
+    def stored(self, key:str, kind:str, name:str) -> list[torch.Tensor]|None:
+        "The outputs in a chunk's file; None if they are not there."
+        found = _read_chunk(self.root/f'{kind}-{key}'/f'{name}.safetensors', name)
+        self.hits += found is not None
+        return found
+
     def _chunk(self, encoder:nn.Module, key:str, x:torch.Tensor, kind:str) -> list[torch.Tensor]:
         "The outputs for one chunk of inputs, from disk if they are there."
-        name = content_hash([key, array_hash(x, length=64), str(self.dtype), torch.__version__], length=32)
+        name = self.name_of(key, x)
         folder = self.root/f'{kind}-{key}'
         path = folder/f'{name}.safetensors'
         if (found := _read_chunk(path, name)) is None:
@@ -122,8 +133,9 @@ class FeatureCache:
 
     def _store(self, t:torch.Tensor, encoder:nn.Module) -> torch.Tensor:
         s = t.to(self.dtype).contiguous()
-        check(bool(s.isfinite().all()), f'features of {getattr(encoder, "name", type(encoder).__name__)} are not finite in {str(self.dtype)[6:]} '
-              f'(largest value {t.abs().max().item():.3g}); expected finite inputs, or use FeatureCache(dtype=torch.float32).')
+        if not s.isfinite().all():
+            raise InputError(f'features of {getattr(encoder, "name", type(encoder).__name__)} are not finite in {str(self.dtype)[6:]} '
+                             f'(largest value {t.abs().max().item():.3g}); expected finite inputs, or use FeatureCache(dtype=torch.float32).')
         return s
 
     def get(self, encoder:nn.Module, inputs:torch.Tensor,  # [N,...], uint8 images or float log-mels
@@ -142,7 +154,7 @@ class FeatureStream:
     "Encodes inputs that arrive one by one, equal ones once: `add` returns an input's row in `rows()`."
     def __init__(self, cache:FeatureCache, encoder:nn.Module, kind:str):
         self.cache, self.encoder, self.kind, self.key = cache, encoder, kind, encoder_key(encoder)
-        self.seen, self.pending, self.chunks = {}, [], []
+        self.seen, self.pending, self.chunks, self.names = {}, [], [], []
 
     def add(self, x:torch.Tensor) -> int:
         h = array_hash(x, length=32)
@@ -153,8 +165,17 @@ class FeatureStream:
         return self.seen[h]
 
     def _flush(self) -> None:
-        if self.pending: self.chunks.append(self.cache._chunk(self.encoder, self.key, torch.stack(self.pending), self.kind))
-        self.pending = []
+        if not self.pending: return
+        x, self.pending = torch.stack(self.pending), []
+        self.names.append(self.cache.name_of(self.key, x))
+        self.chunks.append(self.cache._chunk(self.encoder, self.key, x, self.kind))
+
+    def open(self, names:Sequence[str]) -> bool:
+        "Take up the chunks of an earlier stream; False, and nothing taken, when one of them is absent."
+        chunks = [self.cache.stored(self.key, self.kind, n) for n in names]
+        if any(c is None for c in chunks): return False
+        self.chunks, self.names = chunks, list(names)
+        return True
 
     def rows(self) -> list[Rows]:
         "The outputs for all distinct inputs so far; ends the stream."
@@ -165,12 +186,39 @@ class FeatureStream:
 class ClipFeatures:
     "The clips of one data set as `Features` of two frozen encoders: `batch(indices) -> (Features, target, supervised)`."
     def __init__(self, visual:nn.Module, audio:nn.Module,
-                 clips:Sequence,  # a data set of Clips
+                 clips:Sequence,  # a data set of Clips; one that never changes has a `fingerprint`, and its clips are read once
                  cache:FeatureCache|None=None, progress:bool=True):
         check(len(clips) > 0, 'expected a data set with at least one clip, found none.')
         cache = cache or FeatureCache()
-        before, self.ids, self.targets, self.supervised, seen, heard = (cache.hits, cache.misses), [], [], [], [], []
-        frames, sounds = cache.stream(visual, 'visual'), cache.stream(audio, 'audio')
+        before, frames, sounds = (cache.hits, cache.misses), cache.stream(visual, 'visual'), cache.stream(audio, 'audio')
+        fingerprint = getattr(clips, 'fingerprint', None)
+        index = fingerprint and cache.root/'clips'/f'{content_hash([fingerprint, len(clips), frames.key, sounds.key, str(cache.dtype), torch.__version__], length=32)}.safetensors'
+        if not (index and self._found(index, frames, sounds)):
+            self._read(clips, frames, sounds, progress)
+            if index: self._keep(index, frames, sounds)
+        self.stats = dict(clips=len(self), frames=sum(map(len, self.visual_index)), unique_frames=len(self.visual[0]), unique_sounds=len(self.audio_vector),
+                          hits=cache.hits - before[0], misses=cache.misses - before[1])
+
+    def _keep(self, path:Path, frames:'FeatureStream', sounds:'FeatureStream') -> None:
+        "Write what is not a feature: targets, which row belongs to which frame, and the chunks that hold the rows."
+        lists = dict(targets=self.targets, supervised=self.supervised, seen=self.visual_index, heard=self.audio_index)
+        names = json.dumps(dict(ids=list(self.ids), shape=self.shape, lengths=[len(t) for t in self.targets], frames=frames.names, sounds=sounds.names))
+        with atomic_path(path) as tmp: save_file({k: torch.cat(v).contiguous() for k, v in lists.items()}, tmp, metadata=dict(names=names))
+
+    def _found(self, path:Path, frames:'FeatureStream', sounds:'FeatureStream') -> bool:
+        "Read what `_keep` wrote; False when it or one of the chunks is absent."
+        try:
+            with safe_open(path, 'pt') as f: names, tensors = json.loads(f.metadata()['names']), {k: f.get_tensor(k) for k in f.keys()}
+        except (OSError, SafetensorError, ValueError): return False
+        if not (frames.open(names['frames']) and sounds.open(names['sounds'])): return False
+        self.ids, self.shape = names['ids'], tuple(map(torch.Size, names['shape']))
+        self.targets, self.supervised, self.visual_index, self.audio_index = (list(tensors[k].split(names['lengths'])) for k in ('targets', 'supervised', 'seen', 'heard'))
+        self.visual, (self.audio_vector, self.audio_map) = frames.rows(), sounds.rows()
+        return True
+
+    def _read(self, clips:Sequence, frames:'FeatureStream', sounds:'FeatureStream', progress:bool) -> None:
+        "Read all clips and encode what is new."
+        self.ids, self.targets, self.supervised, seen, heard = [], [], [], [], []
         for i in tqdm(range(len(clips)), desc='frozen features', unit='clip', delay=2, leave=False, disable=not progress):
             clip = clips[i]
             self._check(clip, i)
@@ -181,8 +229,6 @@ class ClipFeatures:
             self.supervised.append(clip.supervised.bool())
         self.visual_index, self.audio_index = seen, heard
         self.visual, (self.audio_vector, self.audio_map) = frames.rows(), sounds.rows()
-        self.stats = dict(clips=len(self), frames=sum(map(len, seen)), unique_frames=len(self.visual[0]), unique_sounds=len(self.audio_vector),
-                          hits=cache.hits - before[0], misses=cache.misses - before[1])
 
     def _check(self, clip, i:int) -> None:
         "All clips must agree in shape (but for T) with the first, and within themselves in T."
@@ -213,7 +259,7 @@ class ClipFeatures:
         return features, pad(self.targets, 255).to(device), pad(self.supervised, False).to(device)
 
 # %% ../../nbs/nn/30_features.ipynb #2b27093d
-def _files(root:str|Path|None) -> list[Path]: return sorted((Path(root) if root else cache_dir('features')).glob('*-*/*.safetensors'))
+def _files(root:str|Path|None) -> list[Path]: return sorted((Path(root) if root else cache_dir('features')).glob('*/*.safetensors'))
 
 def cache_size(root:str|Path|None=None) -> tuple[int, int]:
     "Number of files and bytes in the feature cache."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'units', 'seeds_mean', 'class_sums', 'class_score', 'class_interval', 'semantic', 'score_interval',
            'difference', 'build_table', 'with_published', 'main_metric', 'wide_table', 'markdown', 'plot_table',
-           'results_folder', 'command', 'write_page', 'write_results', 'only_parameters']
+           'results_folder', 'command', 'forget_runs', 'write_page', 'write_results', 'only_parameters']
 
 # %% ../../nbs/report/10_tables.ipynb #81eecb48
 import json
@@ -193,6 +193,12 @@ def command(experiment:Experiment, profile:str, data:str) -> str:
     where = '' if data == 'procedural' else ' --data voc_esc' if data == 'voc_esc' else ' --data PATH'
     return f'avsrepro reproduce --paper {experiment.paper} --only {experiment.id} --profile {profile}{where}'
 
+def forget_runs(paper:Path) -> None:
+    "Remove the runs in `paper/runs` that no page beside it names any more."
+    named = {i for meta in paper.glob('*/meta.json') for i in json.loads(meta.read_text(encoding='utf-8'))['run_ids']}
+    for f in (paper/'runs').glob('*.jsonl'):
+        if f.stem not in named: f.unlink(missing_ok=True)
+
 def write_page(experiment:Experiment, profile:str, data:str,  # source
                results:Sequence[RunResult],  # the trained runs behind the page
                tables:Mapping[str, pd.DataFrame],  # by file name; 'table' is the long table
@@ -206,11 +212,12 @@ def write_page(experiment:Experiment, profile:str, data:str,  # source
     for name, figure in figures.items():
         for kind in ('png', 'svg'):
             with atomic_path(folder/f'{name}.{kind}') as tmp: figure.savefig(tmp, dpi=110, metadata={'Date': None} if kind == 'svg' else None)
-    if results: export_runs(results, folder/'runs.jsonl')
     meta = dict(table=experiment.table, command=command(experiment, profile, data), data=data, profile=profile, written=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 seeds=sorted({r.spec.seed for r in results}), environment=environment(), trained_at=sorted({r.environment.get('commit', 'unknown') for r in results}),
                 devices=sorted({r.environment.get('device', 'unknown') for r in results}), training_seconds=round(sum(r.duration_s for r in results)), run_ids=[r.run_id for r in results])
     atomic_write(folder/'meta.json', json.dumps(meta, indent=1))
+    for r in results: export_runs([r], folder.parent/'runs'/f'{r.run_id}.jsonl')
+    forget_runs(folder.parent)
     return folder
 
 def write_results(experiment:Experiment, results:Sequence[RunResult], table:pd.DataFrame, differences:pd.DataFrame, figure:plt.Figure) -> Path:

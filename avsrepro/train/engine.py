@@ -161,7 +161,7 @@ def train_epoch(model:AVSModel, source:Source, optimizer:torch.optim.Optimizer, 
             terms = batch_loss(model, b, config)
             (terms['total'] * (len(b.ids) / clips)).backward()
             for k, v in terms.items(): sums[k] = sums.get(k, 0) + v.detach() * len(b.ids)
-        if config.clip_grad: nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
+        if config.clip_grad: nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad, foreach=True)
         optimizer.step()
     return {k: v.item() / len(order) for k, v in sums.items()}
 
