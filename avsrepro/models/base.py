@@ -6,7 +6,9 @@
 from __future__ import annotations
 import fnmatch
 from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from einops import rearrange
@@ -92,6 +94,7 @@ class AVSModel(Tapped, _Encoders):
     "Base of all methods: a subclass writes `decode` and, for analyses, `tap_names`."
     specs = ('paper',)  # which of 'paper' and 'code' a subclass can follow
     levels = 4  # how many of the visual maps `decode` reads, from the coarsest
+    loss: Mapping[str, float] = MappingProxyType(dict(ce=1., iou=1., dice=1.))  # weights of the loss terms, segmentation's and the model's own
 
     def __init__(self, visual: nn.Module, audio: nn.Module, num_classes: int = 1, frozen: tuple[str, ...] = ('audio',)):
         super().__init__(visual, audio, frozen)
@@ -115,6 +118,10 @@ class AVSModel(Tapped, _Encoders):
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "Masks at `size` (H, W), or at the model's own resolution (stride 4) if None. Written by each method."
         raise NotImplementedError(f"{type(self).__name__} has no decode.")
+
+    def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
+        "The model's own loss terms by name, of an output, its target [B,T,h,w] at the logits' resolution and supervised [B,T]; none unless a method has some."
+        return {}
 
     def forward(self, frames: Tensor, mel: Tensor) -> Output:
         "Normalised frames [B,T,3,H,W] and log-mel [B,T,C,96,64] to logits [B,T,K,H,W]."

@@ -84,6 +84,7 @@ EXPERIMENTS = {(e.paper, e.id): e for e in (
     Experiment('sdavs', 'tab12', 'Stereo sound and several instances', 'sdavs_tab12_vpo', ('vpo-ss', 'vpo-ms', 'vpo-msmi'),
                (named('Ours', FULL), Row('Ours, mono', mono=True, settings=('vpo-msmi',)), CONTROL), 'Ours', metrics=('mIoU', 'F', 'FDR')),
     Experiment('sdavs', 'fig03', 'Masks of every model, and where they fail (Figs. 3 and 10)', 'sdavs_fig03_masks', BOTH, (NO_SNRP, Row('w/o DAMF', dict(damf=False)), FULL, CONTROL)),
+    Experiment('sdavs', 'fig04', 'Classes, picture by picture', 'sdavs_fig04_semantic', ('avss',), ENCODERS, 'SDAVS(Ours) (PVT-v2)'),
     Experiment('sdavs', 'fig05', 'What the selectors of SNRP leave', 'sdavs_fig05_selectors', ('ms3',), (FULL,)),
     Experiment('sdavs', 'fig06', 'Sound and sight before and after DAMF', 'sdavs_fig06_damf', ('ms3',), (FULL,)),
     Experiment('sdavs', 'fig07', 'DAMF without its parts', 'sdavs_fig07_parts', ('ms3',), (NO_STC, Row('w/o RM', dict(interaction='straight')), FULL)),
