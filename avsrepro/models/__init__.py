@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.errors import unknown
-from . import sdavs  # registers itself
+from . import avsegformer, sdavs, tpavi  # they register themselves
 from .base import MODELS, AVSModel, Output, register_model
+from .guided import guided
 from ..nn.backbones import create_audio_backbone, create_backbone, list_audio_backbones, list_backbones
 
 # %% auto #0
-__all__ = ['list_models', 'model_options', 'create_model', 'list_backbones', 'list_audio_backbones', 'AVSModel', 'Output']
+__all__ = ['list_models', 'model_options', 'create_model', 'list_backbones', 'list_audio_backbones', 'guided', 'AVSModel',
+           'Output']
 
 # %% ../../nbs/models/00_registry.ipynb #963bd9ae
-_all_ = ['list_backbones', 'list_audio_backbones', 'AVSModel', 'Output']  # importable from here as well
+_all_ = ['list_backbones', 'list_audio_backbones', 'guided', 'AVSModel', 'Output']  # importable from here as well
 
 def list_models() -> list[str]:
     "Names for `create_model`."
@@ -41,6 +43,7 @@ def create_model(name: str,  # one of `list_models()`
                  spec: str = 'paper',  # or 'code', where a paper's code was released and differs
                  frozen: tuple[str, ...] = ('audio',),  # encoders that are not trained
                  weights: Mapping[str, Any] | None = None,  # local files instead: dict(visual=path, audio=path)
+                 guidance: Mapping[str, Any] | None = None,  # arguments of `guided`: an alignment classifier for training
                  **options) -> AVSModel:  # `model_options(name)`, or `backbone_options`, `audio_options` for the encoders
     "Build a model; `InputError` for an unknown model, option, spec, encoder or weights file."
     known, weights = model_options(name), dict(weights or {})
@@ -52,6 +55,9 @@ def create_model(name: str,  # one of `list_models()`
             if k not in valid: raise unknown(kind, k, valid)
     make = lambda f, n, w, kw: f(n, pretrained=pretrained and not w, weights=w, **kw)
     if len(cls.specs) > 1: options['spec'] = spec  # only such a class has the argument
-    return cls(make(create_backbone, backbone, weights.get('visual'), inner['backbone']),
-               make(create_audio_backbone, audio, weights.get('audio'), inner['audio']),
-               num_classes=num_classes, frozen=tuple(frozen), **options)
+    for k in guidance or {}:
+        if k not in (valid := ('similarity', 'weight', 'shared')): raise unknown('option of guidance', k, valid)
+    model = cls(make(create_backbone, backbone, weights.get('visual'), inner['backbone']),
+                make(create_audio_backbone, audio, weights.get('audio'), inner['audio']),
+                num_classes=num_classes, frozen=tuple(frozen), **options)
+    return model if guidance is None else guided(model, **guidance)

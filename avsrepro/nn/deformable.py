@@ -46,9 +46,10 @@ def deformable_sample(value: Tensor,  # [N,S,M,D]: M heads of D channels
     for l, v in enumerate(split_levels(rearrange(value, 'n s m d -> n s (m d)'), sizes)):
         v = rearrange(v, 'n (m d) h w -> (n m) d h w', m=heads)
         grid = rearrange(2 * locations[:, :, :, l] - 1, 'n q m p xy -> (n m) q p xy')
-        seen = F.grid_sample(v, grid.to(v.dtype), mode='bilinear', padding_mode='zeros', align_corners=False)
-        out = out + torch.einsum('ndqp,nqp->ndq', seen, rearrange(weights[:, :, :, l], 'n q m p -> (n m) q p').to(v.dtype))
-    return rearrange(out, '(n m) d q -> n q (m d)', m=heads)
+        wide = torch.promote_types(v.dtype, grid.dtype)  # places keep their precision beside values in half precision
+        seen = F.grid_sample(v.to(wide), grid.to(wide), mode='bilinear', padding_mode='zeros', align_corners=False)
+        out = out + torch.einsum('ndqp,nqp->ndq', seen, rearrange(weights[:, :, :, l], 'n q m p -> (n m) q p').to(wide))
+    return rearrange(out, '(n m) d q -> n q (m d)', m=heads).to(value.dtype)
 
 # %% ../../nbs/nn/40_deformable.ipynb #086afae5
 def head_directions(heads: int) -> Tensor:
