@@ -23,7 +23,7 @@ import typer
 from tqdm import tqdm
 
 from .core.errors import InputError, check, unknown
-from .core.paths import atomic_write, cache_dir, repo_root
+from .core.paths import atomic_write, cache_dir, publish, repo_root
 from .core.processes import cores, worker_pool
 
 # %% ../nbs/cli/10_cli.ipynb #3492c690
@@ -151,7 +151,7 @@ def data_make(folder:Annotated[Path, typer.Argument(help='New folder for the dat
     shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
     try:
         write_dataset(cfg, part, jobs)
-        os.replace(part, folder)
+        publish(part, folder)
     finally: shutil.rmtree(part, ignore_errors=True)
     print(folder)
 

@@ -82,12 +82,12 @@ def to_mono(wav:Tensor  # [S] or [..., C, S]
     return wav if wav.ndim == 1 else wav.mean(-2)
 
 # %% ../../nbs/data/10_audio.ipynb #6bb29032
-def write_audio(path:str|Path, wav:Tensor, sample_rate:int=SAMPLE_RATE) -> Path:
+def write_audio(path:str|Path, wav:Tensor, sample_rate:int=SAMPLE_RATE, sync:bool=True) -> Path:
     "Write `wav` (`[S]` or `[C,S]`, clipped to -1..1) as a 16-bit PCM WAV, completely or not at all."
     check(wav.ndim in (1, 2) and wav.numel() > 0, f'{path}: expected a sound [S] or [C,S] with at least one sample, found shape {tuple(wav.shape)}.')
     check(bool(torch.isfinite(wav).all()), f'{path}: not written, the sound holds NaN or infinite samples.')
     pcm = (wav.detach().cpu().double() * 32768).round().clamp(-32768, 32767).short()
-    with atomic_path(path) as tmp: soundfile.write(tmp, pcm.numpy().T, sample_rate, subtype='PCM_16', format='WAV')
+    with atomic_path(path, sync) as tmp: soundfile.write(tmp, pcm.numpy().T, sample_rate, subtype='PCM_16', format='WAV')
     return Path(path)
 
 # %% ../../nbs/data/10_audio.ipynb #b82a4587

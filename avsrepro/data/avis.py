@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ..core.errors import InputError, check, unknown
 from ..core.identity import code_hash, content_hash
-from ..core.paths import atomic_write, cache_dir, locked
+from ..core.paths import atomic_write, cache_dir, locked, publish
 from ..core.processes import cores, worker_pool
 from ..core.seeding import rng
 from .assets import Bank, open_bank, paste
@@ -229,7 +229,7 @@ def write_video(root:str|Path, clip:Clip) -> tuple[dict, list[dict]]:
         buffer = io.BytesIO()
         Image.fromarray(frame).save(buffer, 'JPEG', quality=95, subsampling=0)
         atomic_write(frames/file, buffer.getvalue(), sync=False)
-    write_audio(sounds/f'{name}.wav', clip.audio)
+    write_audio(sounds/f'{name}.wav', clip.audio, sync=False)
     plain = lambda code: code and dict(size=list(code['size']), counts=code['counts'].decode())
     return dict(file_names=names, width=W, height=H, length=T), [dict(category_id=int(l), segmentations=list(map(plain, track))) for l, track in zip(tracks.labels, tracks.rles)]
 
@@ -360,5 +360,5 @@ def make_avis(cfg:AVISConfig, jobs:int|None=None, progress:bool=True) -> Path:
             part = place.with_name(place.name + '.part')
             shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
             write_avis(cfg, part, jobs, progress)
-            os.replace(part, place)
+            publish(part, place)
     return place

@@ -326,7 +326,7 @@ def _encode(arrays:Iterable[np.ndarray], paths:Iterable[Path|None], **options) -
             buffer = io.BytesIO()
             Image.fromarray(array).save(buffer, 'JPEG' if path.suffix == '.jpg' else 'PNG', **options)
             last, data = array, buffer.getvalue()
-        atomic_write(path, data)
+        atomic_write(path, data, sync=False)  # of a data set, which is synced as a whole
 
 def write_clip(root:str|Path, setting:str, clip:Clip,
                compress_level:int=1,  # of PNG files, 0 to 9
@@ -342,8 +342,8 @@ def write_clip(root:str|Path, setting:str, clip:Clip,
     _encode(clip.frames.cpu().permute(0, 2, 3, 1).contiguous().numpy(), files.frames, **jpeg)
     _encode(masks if setting == 'avss' else masks*255, files.masks, compress_level=compress_level)
     if setting == 'avss': _encode((voc_palette()[m] for m in masks), files.colours, compress_level=compress_level)
-    write_audio(files.audio, clip.audio)
-    if files.mel is not None: save_log_mel(files.mel, clip.mel)
+    write_audio(files.audio, clip.audio, sync=False)
+    if files.mel is not None: save_log_mel(files.mel, clip.mel, sync=False)
     return files
 
 # %% ../../nbs/data/20_layouts.ipynb #704a2ac9

@@ -17,6 +17,7 @@ from ..core.paths import find_shared
 from .avis import AVISConfig, avis_key, make_avis, open_avis, split_files
 from .assets import SPLITS, open_bank
 from .layouts import layout_of, open_dataset
+from .robust import BankSounds, Mixture
 from .scenes import SceneConfig, dataset_key, make_dataset
 from .vpo import VPO_SETTINGS, VPOData, vpo_classes, vpo_table
 from .vpo_scenes import VPOConfig, make_vpo, vpo_key
@@ -53,10 +54,12 @@ def _config(values:dict[str, Any], kind:type) -> Any: return kind(**{k: tuple(v)
 def describe(source:str, root:Path|None, setting:str,
              scenes:dict[str, Any],  # values of `SceneConfig`, `VPOConfig` or `AVISConfig`, for the generated sources
              size:tuple[int,int]|None=None,  # that frames of a download are resized to
-             mono:bool=False  # VPO: both channels hold their mean
+             mono:bool=False,  # VPO: both channels hold their mean
+             mixture:dict[str, Any]|None=None  # values of `Mixture`: train on positives and negatives of S4 or MS3
             ) -> dict[str, Any]:
     "Plain data that `open_splits` understands; `key` is the fingerprint of the content."
-    more = dict(mono=True) if mono else {}
+    check(not mixture or setting in ('s4', 'ms3'), f'setting {setting}: a mixture with negatives exists for s4 and ms3.')
+    more = {**(dict(mono=True) if mono else {}), **(dict(mixture=mixture) if mixture else {})}
     if source != 'avsbench':
         kind, key = GENERATORS.get(setting, (SceneConfig, dataset_key))
         cfg = dict(bank=source, **({} if setting == 'avis' else dict(setting=setting)), **scenes)
@@ -76,7 +79,11 @@ def open_splits(data:dict[str, Any], setting:str) -> dict[str, Sequence]:
     elif setting == 'avis': splits = {s: open_avis(root, s, size=size) for s in SPLITS if split_files(root, s)[0].is_file()}
     else: splits = {s: open_dataset(root, setting, s, size=size) for s in SPLITS}
     if data['source'] != 'avsbench':
-        for s, clips in splits.items(): clips.fingerprint = content_hash([data, setting, s])  # generated data never change
+        plain = {k: v for k, v in data.items() if k != 'mixture'}
+        for s, clips in splits.items(): clips.fingerprint = content_hash([plain, setting, s])  # generated data never change
+    if 'mixture' in data:
+        pool = {} if data['source'] == 'avsbench' else dict(pool=BankSounds(open_bank(data['config']['bank']), setting, 'train'))
+        splits['train'] = Mixture(splits['train'], **data['mixture'], **pool)
     return splits
 
 def num_classes(data:dict[str, Any], setting:str) -> int:

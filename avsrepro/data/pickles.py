@@ -59,11 +59,11 @@ def load_log_mel(path:str|Path  # a `.pkl` of AVSBench: pickle.dump of a tensor
     return mel
 
 # %% ../../nbs/data/15_pickles.ipynb #2e6dfe20
-def save_log_mel(path:str|Path, mel:Tensor) -> Path:
+def save_log_mel(path:str|Path, mel:Tensor, sync:bool=True) -> Path:
     "Write float `[T,1,96,64]` as the released data sets do: a plain pickle of a float32 tensor that requires a gradient, equal bytes for equal values."
     check(mel.ndim == 4 and mel.shape[1:] == (1, 96, 64), f'{path}: not written, a log-mel has the shape [T,1,96,64], found {list(mel.shape)}.')
     check(bool(mel.isfinite().all()), f'{path}: not written, the log-mel holds NaN or infinite values.')
     data = pickle.dumps(mel.detach().cpu().float().contiguous().clone().requires_grad_(), protocol=4)
     name = re.search(rb'FloatStorage\nq.X(....)(\d+)q', data, re.DOTALL)
     if name: data = data.replace(b'X' + name[1] + name[2], b'X' + name[1] + b'0'*len(name[2]), 2)
-    return atomic_write(path, data)
+    return atomic_write(path, data, sync)

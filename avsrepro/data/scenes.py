@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..core.errors import check, unknown
 from ..core.identity import code_hash, content_hash
-from ..core.paths import atomic_write, cache_dir, locked
+from ..core.paths import atomic_write, cache_dir, locked, publish
 from ..core.processes import cores, worker_pool
 from ..core.seeding import rng
 from .assets import Bank, open_bank, paste
@@ -166,5 +166,5 @@ def make_dataset(cfg:SceneConfig, jobs:int|None=None, progress:bool=True) -> Pat
             part = place.with_name(place.name + '.part')
             shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
             write_dataset(cfg, part, jobs, progress)
-            os.replace(part, place)
+            publish(part, place)
     return place

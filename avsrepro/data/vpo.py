@@ -272,7 +272,7 @@ def write_sample(root:str|Path, sample:Sample, classes:dict[str, int], quality:i
     for path, array, kind, options in ((files.image, sample.image, 'JPEG', dict(quality=quality, subsampling=0)), (files.mask, ids[sample.mask], 'PNG', dict(compress_level=1))):
         buffer = io.BytesIO(); Image.fromarray(array).save(buffer, kind, **options)
         atomic_write(path, buffer.getvalue(), sync=False)
-    for path, s in zip(files.audio, sample.sources): write_audio(path, s.wav)
+    for path, s in zip(files.audio, sample.sources): write_audio(path, s.wav, sync=False)
     return rows
 
 def write_vpo_table(root:str|Path, setting:str, rows:Iterable[dict], classes:dict[str, int]|None=None) -> Path:

@@ -34,7 +34,8 @@ class Row:
     mono: bool = False  # VPO without the place of its sounds
     against: str = ''  # the row that this one is compared with; default the table's reference
     encoder: str = ''  # one of the profile's `variants`; default the profile's visual encoder
-    train: dict[str, Any] = field(default_factory=dict)  # over the profile's training values
+    train: dict[str, dict[str, Any]] = field(default_factory=dict)  # setting -> training values over the profile's
+    mixture: dict[str, Any] = field(default_factory=dict)  # values of `Mixture`: trained on negatives as well
 
 @dataclass(frozen=True)
 class Experiment:
@@ -137,12 +138,14 @@ def plan(experiment:Experiment, profile:Profile, data:str='procedural', seeds:It
         scenes = profile.scenes.get(source, {}).get(setting, {})
         for row in experiment.rows:
             if row.settings and setting not in row.settings: continue
-            described = describe(source, root, setting, scenes, profile.size, row.mono)
+            described = describe(source, root, setting, scenes, profile.size, row.mono, row.mixture or None)
+            train = {**profile.train[setting], **row.train.get(setting, {})}
+            if row.mixture and 'items' not in row.mixture: train['epochs'] = max(1, round(train['epochs']/2))  # of a set twice as large
             options = {**encoders[row.encoder], **profile.model.get(row.model, {}), **row.options}
             if (classes := num_classes(described, setting)) > 1: options['num_classes'] = classes
             if setting in VPO_SETTINGS: options['audio_options'] = dict(stereo=True)
             specs += [RunSpec(paper=experiment.paper, row=row.name, setting=setting, model=row.model, options=options, data=described,
-                              train={**profile.train[setting], **row.train}, seed=seed, audio=row.audio, profile=profile.name) for seed in (seeds or profile.seeds)]
+                              train=train, seed=seed, audio=row.audio, profile=profile.name) for seed in (seeds or profile.seeds)]
     return specs
 
 def missing(experiment:Experiment, source:str, root:Path|None) -> list[str]:
