@@ -4,9 +4,7 @@
 
 # %% ../../nbs/models/60_guided.ipynb #8947cd99
 from __future__ import annotations
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
