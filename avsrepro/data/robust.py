@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FRONT_ENDS', 'NOISES', 'LOUDNESS', 'RELEASED_GROUPS', 'AVOID', 'RELEASED_UNSEEN', 'KINDS', 'FOLDERS', 'front_end_mel',
            'byte_noise', 'make_noise', 'broad_groups', 'broad_group', 'Scene', 'scenes_of', 'group_counts',
-           'offscreen_pairs', 'UnseenSound', 'unseen_sounds', 'Derived', 'emptied', 'sound_of', 'BankSounds',
-           'Negatives', 'Positives', 'WithOffscreen', 'mixture_counts', 'Mixture', 'stored_files', 'write_negatives',
-           'StoredNegatives']
+           'offscreen_pairs', 'UnseenSound', 'synthesised_unseen', 'unseen_sounds', 'Derived', 'emptied', 'sound_of',
+           'BankSounds', 'Negatives', 'Positives', 'WithOffscreen', 'mixture_counts', 'Mixture', 'stored_files',
+           'write_negatives', 'StoredNegatives']
 
 # %% ../../nbs/data/44_robust.ipynb #9e8364ba
 import json
@@ -28,7 +28,7 @@ from torch import Tensor
 from ..core.errors import InputError, check, unknown
 from ..core.identity import code_hash, content_hash
 from ..core.seeding import generator, rng
-from .assets import BROAD, VOC_CLASSES, Bank, ProceduralBank, VocEscBank
+from .assets import BROAD, VOC_CLASSES, Bank, ProceduralBank, VocEscBank, open_bank, recipes
 from .audio import (SAMPLE_RATE, brownian_noise, fit_examples, log_mel, read_audio, resample, robust_log_mel, silence, to_mono,
                                  write_audio)
 from .layouts import VOID, Clip, layout_of, read_mel
@@ -187,6 +187,10 @@ class UnseenSound:
     files: tuple[tuple[str, float], ...]  # path below the folder, and the start of the loudest second
     related: frozenset[str]  # objects that must not be in the picture
 
+def synthesised_unseen() -> dict[str, UnseenSound]:
+    "The unseen categories of the procedural bank, which are rows of `recipes(unseen=True)` and no files."
+    return {name: UnseenSound((), _objects(RELEASED_UNSEEN[name])) for name in recipes(unseen=True)['class']}
+
 def _loudest(path:Path) -> float:
     "Start in seconds of the loudest second, on a grid of half seconds."
     power = to_mono(read_audio(path)).square()
@@ -268,7 +272,8 @@ class Negatives(Derived):
                  category:str|None=None,  # of `unseen_sounds`
                  pool:Sequence|None=None,  # off-screen: the clips whose sounds are heard; default `clips`
                  seed:int=42, groups:Mapping[str, str]|None=None, fallback:bool|None=None,  # as in `offscreen_pairs`
-                 root:str|Path|None=None  # unseen: the folder of VOC x ESC; found when not given
+                 root:str|Path|None=None,  # unseen: the folder of VOC x ESC; found when not given
+                 bank:str='voc_esc'  # unseen: where the sounds come from; 'procedural' synthesises those of `recipes(unseen=True)`
                 ):
         if kind not in KINDS: raise unknown('kind of negatives', kind, KINDS)
         if front_end not in FRONT_ENDS: raise unknown('front end', front_end, FRONT_ENDS)
@@ -276,7 +281,7 @@ class Negatives(Derived):
         settings, self.pool = dict(kind=kind, front_end=front_end, empty=empty, seed=seed), clips if pool is None else pool
         if kind == 'noise': settings |= self._with_noise(noise)
         if kind == 'offscreen': settings |= self._pair(clips, groups, fallback)
-        if kind == 'unseen': settings |= self._find(clips, category, root)
+        if kind == 'unseen': settings |= self._find(clips, category, root, bank)
         super().__init__(clips, [clips.ids[i] for i in self.index], settings, *([self.pool] if kind == 'offscreen' else []))
 
     def _with_noise(self, noise:str) -> dict:
@@ -292,15 +297,16 @@ class Negatives(Derived):
         self.fallbacks = [i for i, f in zip(clips.ids, fell) if f]
         return dict(groups=dict(groups) if groups else None, fallback=fallback)
 
-    def _find(self, clips:Sequence, category:str|None, root:str|Path|None) -> dict:
-        "The recordings of an unseen category, as a bank of one class, and the clips in which no source of it is seen."
-        self.bank = copy(VocEscBank(root))
-        sounds = unseen_sounds(Path(self.bank.root))
+    def _find(self, clips:Sequence, category:str|None, root:str|Path|None, bank:str) -> dict:
+        "The sounds of an unseen category, and the clips in which no source of it is seen."
+        self.bank = open_bank(bank) if bank == 'procedural' else copy(VocEscBank(root))
+        sounds = synthesised_unseen() if bank == 'procedural' else unseen_sounds(Path(self.bank.root))
         if category not in sounds: raise unknown('unseen category', str(category), sounds)
-        self.category, self.bank.sounds = category, {('unseen', 0): list(sounds[category].files)}
+        self.category, self.label = category, list(sounds).index(category) if bank == 'procedural' else 0
+        if bank != 'procedural': self.bank.sounds = {('unseen', 0): list(sounds[category].files)}
         self.index = [i for i, s in enumerate(scenes_of(clips)) if not s.visible & sounds[category].related]
         check(bool(self.index), f"unseen category '{category}': every clip shows what could make this sound; expected at least one that does not.")
-        return dict(category=category, files=content_hash(sounds[category].files))
+        return dict(category=category, files=self.bank.key if bank == 'procedural' else content_hash(sounds[category].files))
 
     def _sound(self, i:int, T:int) -> tuple[Tensor, int, str, Tensor|None]:
         "Sound `[C,S]`, its rate, what it is, and its log-mel if there is one."
@@ -310,7 +316,7 @@ class Negatives(Derived):
             wav, rate = make_noise(self.noise, T, self.seed, name)
             return wav[None], rate, f'{self.noise} noise', None
         if self.kind == 'unseen':
-            wav = sound_track(self.bank, 'unseen', [0], np.ones((1, T), bool), .002, rng(self.seed, 'unseen', self.category, name))
+            wav = sound_track(self.bank, 'unseen', [self.label], np.ones((1, T), bool), .002, rng(self.seed, 'unseen', self.category, name))
             return torch.from_numpy(wav).float()[None], SAMPLE_RATE, self.category, None
         wav, mel = sound_of(self.pool, self.pairs[i])
         return wav, SAMPLE_RATE, self.pool.ids[self.pairs[i]], mel

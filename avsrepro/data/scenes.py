@@ -8,13 +8,13 @@ __all__ = ['SEGMENT', 'SceneConfig', 'schedule', 'sound_track', 'cutout_frames',
 
 # %% ../../nbs/data/40_scenes.ipynb #e6e2af66
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import uniform_filter1d
 from tqdm import tqdm
 
 from ..core.errors import check, unknown
@@ -69,7 +69,7 @@ def sound_track(bank:Bank, split:str, labels:list[int], on:np.ndarray, floor:flo
     for k, label in enumerate(labels):
         gate = np.repeat(on[k].astype(np.float32), step)
         gate = np.concatenate([gate, np.full(n - len(gate), gate[-1], np.float32)])
-        gate = np.convolve(gate, np.ones(fade, np.float32)/fade, mode='same')
+        gate = uniform_filter1d(gate, fade, mode='constant')
         mix += bank.sound(split, label, rng, T)[:n]*gate*10**(rng.uniform(-3, 3)/20)
     return mix/max(1., np.abs(mix).max())
 

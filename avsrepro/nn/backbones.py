@@ -172,14 +172,17 @@ class AudioBackbone(Encoder):
 
 # %% ../../nbs/nn/20_backbones.ipynb #ccc842dc
 class VGGish(AudioBackbone):
-    "VGGish: 128-d vector (>= 0) and the 8·width x 6 x 4 map before its linear layers; `width` 64 and `fc` 4096 are the published network."
+    "VGGish: 128-d vector (>= 0) and the 8·width x 6 x 4 map before its linear layers; `width` 64, `fc` 4096 and no `norm` are the published network."
     name, map_size = 'vggish', (6, 4)
-    def __init__(self, width:int=64, fc:int=4096, dim:int=128):
+    def __init__(self, width:int=64, fc:int=4096, dim:int=128,
+                 norm:bool=False  # batch norms at the input and after every convolution: a network from scratch learns in half the steps
+                ):
         super().__init__()
-        conv = lambda i, o: [nn.Conv2d(i*width or 1, o*width, 3, padding=1), nn.ReLU(inplace=True)]
-        pool = lambda: [nn.MaxPool2d(2)]
+        normed = lambda c: [nn.BatchNorm2d(c)]*norm
+        conv = lambda i, o, pool=False: [nn.Conv2d(i*width or 1, o*width, 3, padding=1), *[nn.MaxPool2d(2)]*pool, *normed(o*width), nn.ReLU(inplace=True)]  # pooled first: the same, and a quarter of the work
         self.dim, self.map_channels = dim, 8*width
-        self.features = nn.Sequential(*conv(0, 1), *pool(), *conv(1, 2), *pool(), *conv(2, 4), *conv(4, 4), *pool(), *conv(4, 8), *conv(8, 8), *pool())
+        layers = nn.Sequential(*normed(1), *conv(0, 1, True), *conv(1, 2, True), *conv(2, 4), *conv(4, 4, True), *conv(4, 8), *conv(8, 8, True))
+        self.features = layers.to(memory_format=torch.channels_last)  # twice as fast on a CPU
         self.embeddings = nn.Sequential(nn.Linear(6*4*8*width, fc), nn.ReLU(inplace=True), nn.Linear(fc, fc), nn.ReLU(inplace=True), nn.Linear(fc, dim), nn.ReLU())
 
     def forward(self, mel:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,7 +226,7 @@ class Stereo(AudioBackbone):
 
 # %% ../../nbs/nn/20_backbones.ipynb #d534343b
 _VGGISH_URL = 'https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth'
-_AUDIO = dict(vggish=(VGGish, {}), vggish_small=(VGGish, dict(width=8, fc=256)), yamnet=(YAMNet, {}))
+_AUDIO = dict(vggish=(VGGish, {}), vggish_small=(VGGish, dict(width=8, fc=256, norm=True)), yamnet=(YAMNet, {}))
 
 def list_audio_backbones() -> list[str]:
     "Names for `create_audio_backbone`."

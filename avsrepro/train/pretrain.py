@@ -132,10 +132,10 @@ def _train(cfg:PretrainConfig, path:Path, progress:bool) -> None:
         with atomic_path(path) as tmp: save_file(state, tmp, metadata={'score': f'{score:.4f}', 'what': cfg.what})
 
 def pretrained_encoders(configs:Sequence[PretrainConfig], jobs:int|None=None, progress:bool=True) -> list[Path]:
-    "The file with the weights of each encoder; those that are not in the cache are trained, `jobs` at a time (default: one a core)."
+    "The file with the weights of each encoder; those that are not in the cache are trained, `jobs` at a time (default: one more than there are cores)."
     paths = [cache_dir('encoders')/f'{c.bank}-{c.backbone}-{pretrain_key(c)}.safetensors' for c in configs]
     work = [(c, p, progress) for p, c in dict(zip(paths, configs)).items() if not p.exists()]
-    if (jobs := min(len(work), jobs or cores())) > 1:
+    if (jobs := min(len(work), jobs or cores() + 1)) > 1:  # three on two cores end sooner side by side than two and then one
         with worker_pool(jobs) as pool: list(pool.map(_train, *zip(*work)))
     else:
         for w in work: _train(*w)
