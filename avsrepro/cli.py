@@ -11,7 +11,6 @@ __all__ = ['app', 'data_app', 'runs_app', 'main', 'notebook_parameters', 'execut
 import ast
 import base64
 import io
-import itertools
 import os
 import shutil
 import sys
@@ -107,7 +106,7 @@ def make_pages(experiments:list, values:dict[str, dict], source:str, jobs:int) -
 
 # %% ../nbs/cli/10_cli.ipynb #36ee6ad8
 @app.command()
-def reproduce(paper:Annotated[Optional[str], typer.Option(help='sdavs; all papers when not given.')]=None,
+def reproduce(paper:Annotated[Optional[str], typer.Option(help='sdavs or robust; all papers when not given.')]=None,
               only:Annotated[Optional[list[str]], typer.Option(help='A table or figure, such as tab03; may be repeated.')]=None,
               profile:Annotated[str, typer.Option(help='smoke, quick, full or paper.')]='quick',
               data:Annotated[str, typer.Option(help="procedural, voc_esc, or the folder of VOC x ESC or AVSBench.")]='procedural',
@@ -129,9 +128,9 @@ def reproduce(paper:Annotated[Optional[str], typer.Option(help='sdavs; all paper
     values = {e.table: {**common, **notebook_parameters(notebook_of(e), parameter or [])} for e in experiments}
     print(f'{", ".join(e.table for e in experiments)} (profile {profile}, data {source})', file=sys.stderr)
     run_all([s for e in experiments for v in [values[e.table]] for s in plan(e, get_profile(v['profile']), v['data'], v['seeds'])], jobs=jobs)
-    for last, alone in itertools.product((False, True), repeat=2):
-        if not (pages := [e for e in experiments if (e.last, e.alone) == (last, alone)]): continue
-        for folder in make_pages(pages, values, source, 1 if alone else jobs or cores()):
+    for last in (False, True):
+        if not (pages := [e for e in experiments if e.last == last]): continue
+        for folder in make_pages(pages, values, source, jobs or cores()):
             print(f'{folder/"table.md"}\n')
             if len(experiments) == 1: print((folder/'table.md').read_text(encoding='utf-8'))
 

@@ -78,15 +78,16 @@ def peak_memory(model: nn.Module, size: int | tuple[int, int] = 384, frames: int
     return memory.peak
 
 def frames_per_second(models: Mapping[str, nn.Module], size: int, frames: int = 5, rounds: int = 5) -> dict[str, list[float]]:
-    "Frames a second of inference on one clip for each model, in each of the `rounds` in which all take turns. Only ratios within one round mean anything."
+    "Frames a second of inference on one clip for each model, in each of the `rounds` in which all take turns: of time on a GPU, of CPU time elsewhere, which other processes disturb less. Only ratios within one round mean anything."
     device = next(next(iter(models.values())).parameters()).device
     inputs = torch.zeros(1, frames, 3, size, size, device=device), torch.zeros(1, frames, 1, 96, 64, device=device)
+    clock = time.perf_counter if device.type == 'cuda' else time.process_time
     def seconds(model):
         if device.type == 'cuda': torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = clock()
         model(*inputs)
         if device.type == 'cuda': torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return clock() - start
     with torch.inference_mode():
         for m in models.values(): seconds(m.eval())  # the first pass sets things up
         taken = [{k: seconds(m) for k, m in models.items()} for _ in range(rounds)]

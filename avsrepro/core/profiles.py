@@ -27,6 +27,11 @@ class Profile:
     train: dict[str, dict[str, Any]]  # setting -> values of `TrainConfig`
     size: tuple[int, int]  # (H, W) that the frames of a download are resized to
     pretrain: dict[str, dict[str, Any]] = field(default_factory=dict)  # visual, audio -> values of `PretrainConfig`
+    tuning: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # model -> setting -> values over those of `train`
+
+    def training(self, model:str, setting:str) -> dict[str, Any]:
+        "Values of `TrainConfig` for a model on a setting."
+        return {**self.train[setting], **self.tuning.get(model, {}).get(setting, {})}
 
 # %% ../../nbs/core/40_profiles.ipynb #e4acb427
 _FROZEN = dict(frozen=('audio', 'visual'))
@@ -64,9 +69,10 @@ PROFILES = {p.name: p for p in (
     Profile('quick', 'the default: every claim in minutes, on two cores, offline', (0,),
             _both(dict(size=128, val=40, test=120), dict(size=160), s4=dict(train=400), ms3=dict(train=900), avss=dict(train=350), avis=dict(train=1, val=1, test=10), **_vpo(train=450)),
             dict(procedural={**_MINI['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), _MINI,
-            dict(sdavs=dict(dim=32, levels=3, tokens=4), tpavi=dict(dim=32, levels=3, upsample=1), avsegformer=dict(dim=32, levels=3, queries=16, layers=2, points=2, heads=4, upsample='after')),
+            dict(sdavs=dict(dim=32, levels=3, tokens=4), tpavi=dict(dim=32, levels=3, upsample=0, gamma=1.), avsegformer=dict(dim=32, levels=3, queries=8, layers=1, points=2, heads=2, upsample='after')),
             dict(s4=dict(epochs=4, warmup_steps=30, **_SHORT), ms3=dict(epochs=3, warmup_steps=60, **_SHORT), avss=dict(epochs=5, warmup_steps=60, **_LONG), **_vpo(epochs=6, warmup_steps=60, **_LONG)),
-            (224, 224), dict(visual=dict(amount=2500, epochs=4, lr=4e-3), audio=dict(amount=1500, epochs=5))),
+            (224, 224), dict(visual=dict(amount=2500, epochs=4, lr=4e-3), audio=dict(amount=1500, epochs=5)),
+            dict(tpavi=dict(s4=dict(epochs=8, lr=1e-3), ms3=dict(lr=1e-3)), avsegformer=dict(s4=dict(lr=1e-3), ms3=dict(lr=1e-3)))),
     Profile('full', 'the committed results where a GPU is at hand', (0, 1, 2),
             _both(dict(size=192, val=100, test=300), dict(size=224), s4=dict(train=2000), ms3=dict(train=3000), avss=dict(train=3000), avis=dict(train=1, val=1, test=50), **_vpo(train=5000)),
             dict(procedural={**_LITTLE['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), _LITTLE,

@@ -50,7 +50,6 @@ class Experiment:
     reference: str = 'SDAVS(Ours)'  # the row that all others are compared with
     metrics: tuple[str, ...] = ('J', 'F', 'J&F', 'J_sounding')
     last: bool = False  # reads other experiments' results, so comes after them
-    alone: bool = False  # measures time, so no other page is made beside it
 
     def __post_init__(self):
         names = [r.name for r in self.rows]
@@ -126,7 +125,7 @@ EXPERIMENTS = {(e.paper, e.id): e for e in (
     Experiment('sdavs', 'tab08', 'How the two streams interact', 'sdavs_tab08_interaction', BOTH,
                (Row('straight', dict(interaction='straight')), Row('add', dict(interaction='add')), named('⊙', FULL), CONTROL), '⊙'),
     Experiment('sdavs', 'tab09', 'Noise over the sound', 'sdavs_tab09_noise', ('ms3',), (NO_SNRP, FULL, CONTROL)),
-    Experiment('sdavs', 'tab10', 'Cost of every part', 'sdavs_tab10_efficiency', (), (), alone=True),
+    Experiment('sdavs', 'tab10', 'Cost of every part', 'sdavs_tab10_efficiency', (), ()),
     Experiment('sdavs', 'tab11', 'Long videos with tracks, without training on them', 'sdavs_tab11_tracks', ('avss',), (FULL, CONTROL)),
     Experiment('sdavs', 'tab12', 'Stereo sound and several instances', 'sdavs_tab12_vpo', ('vpo-ss', 'vpo-ms', 'vpo-msmi'),
                (named('Ours', FULL), Row('Ours, mono', mono=True, settings=('vpo-msmi',)), CONTROL), 'Ours', metrics=('mIoU', 'F', 'FDR')),
@@ -186,7 +185,7 @@ def plan(experiment:Experiment, profile:Profile, data:str='procedural', seeds:It
         for row in experiment.rows:
             if row.settings and setting not in row.settings: continue
             described = describe(source, root, setting, scenes, profile.size, row.mono, row.mixture or None)
-            train = {**profile.train[setting], **row.train.get(setting, {})}
+            train = {**profile.training(row.model, setting), **row.train.get(setting, {})}
             if row.mixture and 'items' not in row.mixture: train['epochs'] = -(-train['epochs']//2)  # of a set twice as large
             options = {**encoders[row.encoder], **profile.model.get(row.model, {}), **row.options}
             if (classes := num_classes(described, setting)) > 1: options['num_classes'] = classes
