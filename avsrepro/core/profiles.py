@@ -72,7 +72,7 @@ PROFILES = {p.name: p for p in (
             dict(sdavs=dict(dim=32, levels=3, tokens=4), tpavi=dict(dim=32, levels=3, upsample=0, gamma=1.), avsegformer=dict(dim=32, levels=3, queries=8, layers=1, points=2, heads=2, upsample='after')),
             dict(s4=dict(epochs=4, warmup_steps=30, **_SHORT), ms3=dict(epochs=3, warmup_steps=60, **_SHORT), avss=dict(epochs=5, warmup_steps=60, **_LONG), **_vpo(epochs=6, warmup_steps=60, **_LONG)),
             (224, 224), dict(visual=dict(amount=2500, epochs=4, lr=4e-3), audio=dict(amount=1500, epochs=5)),
-            dict(tpavi=dict(s4=dict(epochs=8, lr=1e-3), ms3=dict(lr=1e-3)), avsegformer=dict(s4=dict(lr=1e-3), ms3=dict(lr=1e-3)))),
+            dict(tpavi=dict(s4=dict(epochs=8, lr=1e-3), ms3=dict(lr=1e-3, loss=dict(ce=1., avm=.01))), avsegformer=dict(s4=dict(lr=1e-3), ms3=dict(lr=1e-3)))),
     Profile('full', 'the committed results where a GPU is at hand', (0, 1, 2),
             _both(dict(size=192, val=100, test=300), dict(size=224), s4=dict(train=2000), ms3=dict(train=3000), avss=dict(train=3000), avis=dict(train=1, val=1, test=50), **_vpo(train=5000)),
             dict(procedural={**_LITTLE['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), _LITTLE,

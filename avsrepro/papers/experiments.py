@@ -79,7 +79,7 @@ def robust_row(name:str, model:str='tpavi',
               ) -> Row:
     "A model of AVSBench-Robust."
     guide = {} if weight is None else dict(guidance=dict(similarity=similarity, weight=weight))
-    own = dict(s4=dict(loss=dict(ce=1., **({} if weight is None else dict(guidance=weight))))) if model == 'tpavi' else {}
+    own = dict(s4=dict(loss=dict(ce=1.))) if model == 'tpavi' else {}
     return Row(name, guide, model=model, train=own, mixture=mixture or {}, against=against)
 
 def plain(name:str, model:str='tpavi', **kw) -> Row: return robust_row(name, model, None, **kw)
@@ -186,6 +186,7 @@ def plan(experiment:Experiment, profile:Profile, data:str='procedural', seeds:It
             if row.settings and setting not in row.settings: continue
             described = describe(source, root, setting, scenes, profile.size, row.mono, row.mixture or None)
             train = {**profile.training(row.model, setting), **row.train.get(setting, {})}
+            if train.get('loss') and (guide := row.options.get('guidance')): train['loss'] = {**train['loss'], 'guidance': guide.get('weight', 1.)}
             if row.mixture and 'items' not in row.mixture: train['epochs'] = -(-train['epochs']//2)  # of a set twice as large
             options = {**encoders[row.encoder], **profile.model.get(row.model, {}), **row.options}
             if (classes := num_classes(described, setting)) > 1: options['num_classes'] = classes
