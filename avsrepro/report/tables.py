@@ -211,7 +211,7 @@ def write_page(experiment:Experiment, profile:str, data:str,  # source
     atomic_write(folder/'table.md', text)
     for name, figure in figures.items():
         for kind in ('png', 'svg'):
-            with atomic_path(folder/f'{name}.{kind}') as tmp: figure.savefig(tmp, dpi=110, metadata={'Date': None} if kind == 'svg' else None)
+            with atomic_path(folder/f'{name}.{kind}') as tmp: figure.savefig(tmp, dpi=72 if kind == 'svg' else 110, metadata={'Date': None} if kind == 'svg' else None)
     meta = dict(table=experiment.table, command=command(experiment, profile, data), data=data, profile=profile, written=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 seeds=sorted({r.spec.seed for r in results}), environment=environment(), trained_at=sorted({r.environment.get('commit', 'unknown') for r in results}),
                 devices=sorted({r.environment.get('device', 'unknown') for r in results}), training_seconds=round(sum(r.duration_s for r in results)), run_ids=[r.run_id for r in results])
