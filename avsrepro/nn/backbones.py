@@ -181,8 +181,7 @@ class VGGish(AudioBackbone):
         normed = lambda c: [nn.BatchNorm2d(c)]*norm
         conv = lambda i, o, pool=False: [nn.Conv2d(i*width or 1, o*width, 3, padding=1), *[nn.MaxPool2d(2)]*pool, *normed(o*width), nn.ReLU(inplace=True)]  # pooled first: the same, and a quarter of the work
         self.dim, self.map_channels = dim, 8*width
-        layers = nn.Sequential(*normed(1), *conv(0, 1, True), *conv(1, 2, True), *conv(2, 4), *conv(4, 4, True), *conv(4, 8), *conv(8, 8, True))
-        self.features = layers.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+        self.features = nn.Sequential(*normed(1), *conv(0, 1, True), *conv(1, 2, True), *conv(2, 4), *conv(4, 4, True), *conv(4, 8), *conv(8, 8, True))
         self.embeddings = nn.Sequential(nn.Linear(6*4*8*width, fc), nn.ReLU(inplace=True), nn.Linear(fc, fc), nn.ReLU(inplace=True), nn.Linear(fc, dim), nn.ReLU())
 
     def forward(self, mel:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
