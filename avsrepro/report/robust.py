@@ -25,9 +25,9 @@ from ..core.errors import check, unknown
 from ..core.identity import code_hash, content_hash
 from ..core.paths import atomic_write, cache_dir
 from ..data.assets import open_bank
+from ..data.loading import open_splits
 from ..data.robust import BankSounds, Negatives, Positives, WithOffscreen
 from ..metrics.robust import PROTOCOLS, RobustScorer
-from ..data.loading import open_splits
 from ..papers.published import published, published_tables
 from .tables import COLUMNS, write_page
 from ..train.batches import predict, source_of
@@ -141,7 +141,9 @@ def robust_table(experiment:Any, results:Sequence[RunResult], splits:Mapping[str
     "The long table and the differences of a table of AVSBench-Robust, by one protocol."
     if protocol not in PROTOCOLS: raise unknown('protocol', protocol, PROTOCOLS)
     conditions = conditions or paper_conditions()
-    printed = printed_rows(experiment).set_index(['row', 'setting', 'metric']).published.to_dict()
+    printed = printed_rows(experiment)
+    if protocol == 'robust-fixed': printed = printed[printed.metric.str.startswith('positive mIoU') | printed.metric.str.endswith('FPR')]  # the rest is another quantity
+    printed = printed.set_index(['row', 'setting', 'metric']).published.to_dict()
     lines, deltas = [], []
     for setting in experiment.settings:
         clips, found, runs_of = splits[setting], {}, {}
@@ -168,9 +170,9 @@ def robust_table(experiment:Any, results:Sequence[RunResult], splits:Mapping[str
 
 # %% ../../nbs/report/20_robust.ipynb #835cede0
 def robust_wide(experiment:Any, table:pd.DataFrame, setting:str, metrics:Sequence[str]|None=None) -> pd.DataFrame:
-    "Rows as printed, those outside the package first; `published -> ours` by metric: percent, and fractions for FPR."
-    printed = printed_rows(experiment)
-    others = printed[(printed.setting == setting) & ~printed.row.isin(table.row)].assign(ours=float('nan'))
+    "Rows as printed, those outside the package first; `published -> ours` by metric: percent, and fractions for FPR. A metric that `table` sets beside nothing published is shown for our rows alone."
+    printed, comparable = printed_rows(experiment), table.metric[table.published.notna()]
+    others = printed[(printed.setting == setting) & ~printed.row.isin(table.row) & printed.metric.isin(comparable)].assign(ours=float('nan'))
     t = pd.concat([others, table[table.setting == setting]], ignore_index=True)
     metrics = [m for m in t[t.ours.notna()].metric.unique() if metrics is None or m in metrics]
     t = t[t.metric.isin(metrics)]
