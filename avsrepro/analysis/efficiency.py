@@ -45,7 +45,7 @@ def count_clip(model: nn.Module, size: int | tuple[int, int] = 384, frames: int 
     "MACs for one clip: `frames` frames of `size` with their log-mel, as `count_macs`."
     size = (size, size) if isinstance(size, int) else size
     device = next(model.parameters()).device
-    return count_macs(model, torch.zeros(1, frames, 3, *size, device=device), torch.zeros(1, frames, 1, 96, 64, device=device), depth=depth)
+    return count_macs(model, torch.zeros(1, frames, 3, *size, device=device), torch.zeros(1, frames, 1, *model.audio.input_size, device=device), depth=depth)
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #9e9fa5d0
 class PeakMemory(TorchDispatchMode):
@@ -73,24 +73,24 @@ def peak_memory(model: nn.Module, size: int | tuple[int, int] = 384, frames: int
     "Bytes that inference on one clip holds at once at most, besides weights and inputs."
     size = (size, size) if isinstance(size, int) else size
     device = next(model.parameters()).device
-    inputs = torch.zeros(1, frames, 3, *size, device=device), torch.zeros(1, frames, 1, 96, 64, device=device)
+    inputs = torch.zeros(1, frames, 3, *size, device=device), torch.zeros(1, frames, 1, *model.audio.input_size, device=device)
     with torch.no_grad(), PeakMemory() as memory: model(*inputs)
     return memory.peak
 
 def frames_per_second(models: Mapping[str, nn.Module], size: int, frames: int = 5, rounds: int = 5) -> dict[str, list[float]]:
     "Frames a second of inference on one clip for each model, in each of the `rounds` in which all take turns: of time on a GPU, of CPU time elsewhere, which other processes disturb less. Only ratios within one round mean anything."
     device = next(next(iter(models.values())).parameters()).device
-    inputs = torch.zeros(1, frames, 3, size, size, device=device), torch.zeros(1, frames, 1, 96, 64, device=device)
+    frames_in, sound = torch.zeros(1, frames, 3, size, size, device=device), {k: torch.zeros(1, frames, 1, *m.audio.input_size, device=device) for k, m in models.items()}
     clock = time.perf_counter if device.type == 'cuda' else time.process_time
-    def seconds(model):
+    def seconds(name):
         if device.type == 'cuda': torch.cuda.synchronize()
         start = clock()
-        model(*inputs)
+        models[name](frames_in, sound[name])
         if device.type == 'cuda': torch.cuda.synchronize()
         return clock() - start
     with torch.inference_mode():
-        for m in models.values(): seconds(m.eval())  # the first pass sets things up
-        taken = [{k: seconds(m) for k, m in models.items()} for _ in range(rounds)]
+        for k, m in models.items(): m.eval(); seconds(k)  # the first pass sets things up
+        taken = [{k: seconds(k) for k in models} for _ in range(rounds)]
     return {k: [frames / t[k] for t in taken] for k in models}
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #1f615b54

@@ -8,6 +8,7 @@ __all__ = ['Reader', 'Window', 'windows', 'classify', 'stream_windows', 'as_read
 # %% ../../nbs/analysis/60_windows.ipynb #d51555b7
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def classify(logits:Tensor  # [T,K,H,W]
 @torch.inference_mode()
 def stream_windows(model:AVSModel, video:Clip|Reader, length:int|None=None, window:int=10, overlap:int=0) -> Iterator[tuple[int, Tensor, Tensor]]:
     "For each window the index of its first frame, class ids uint8 `[t,H,W]` and their probabilities float16, on the CPU. `length` is needed with a reader."
-    read, length = as_reader(video, length)
+    read, length = as_reader(video, length, model.audio.hear)
     device, training = next(model.parameters()).device, model.training
     model.eval()
     try:
@@ -65,9 +66,9 @@ def stream_windows(model:AVSModel, video:Clip|Reader, length:int|None=None, wind
     finally: model.train(training)
 
 # %% ../../nbs/analysis/60_windows.ipynb #7a3f38a7
-def as_reader(video:Clip|Reader, length:int|None=None) -> tuple[Reader, int]:
-    "A reader and a length for either kind of video."
-    if isinstance(video, Clip): return (lambda a, b: (video.frames[a:b], video.mel[a:b])), len(video.frames) if length is None else min(length, len(video.frames))
+def as_reader(video:Clip|Reader, length:int|None=None, hear:Callable=attrgetter('mel')) -> tuple[Reader, int]:
+    "A reader and a length for either kind of video; `hear` makes an audio encoder's input of a clip."
+    if isinstance(video, Clip): return (lambda a, b, heard=hear(video): (video.frames[a:b], heard[a:b])), len(video.frames) if length is None else min(length, len(video.frames))
     check(length is not None, 'a reader does not say how long its video is; give length.')
     return video, length
 

@@ -107,7 +107,7 @@ class AVSModel(Tapped, _Encoders):
 
     def encode(self, frames: Tensor, mel: Tensor) -> Features:
         "Normalised frames [B,T,3,H,W] and log-mel [B,T,C,96,64] to `Features`; no gradient through a frozen encoder."
-        check_inputs(frames, mel)
+        check_inputs(frames, mel, self.audio.input_size)
         apart = lambda x: rearrange(x, '(b t) ... -> b t ...', b=frames.shape[0])
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_visual):
             maps = self.visual(rearrange(frames, 'b t c h w -> (b t) c h w'))
@@ -128,8 +128,8 @@ class AVSModel(Tapped, _Encoders):
         return self.decode(self.encode(frames, mel), size=tuple(frames.shape[-2:]))
 
 # %% ../../nbs/models/10_base.ipynb #5476b1fa
-def check_inputs(frames: Tensor, mel: Tensor) -> None:
-    "`InputError` unless frames are [B,T,3,H,W] and mel is [B,T,C,96,64] with the same B and T."
+def check_inputs(frames: Tensor, mel: Tensor, heard: tuple[int, int] = (96, 64)) -> None:
+    "`InputError` unless frames are [B,T,3,H,W] and mel is [B,T,C,*heard] with the same B and T."
     check(frames.ndim == 5 and frames.shape[2] == 3, f"frames have shape {list(frames.shape)}; expected [B,T,3,H,W].")
-    check(mel.ndim == 5 and mel.shape[:2] == frames.shape[:2] and mel.shape[-2:] == (96, 64),
-          f"mel has shape {list(mel.shape)}; expected [B,T,C,96,64] with B, T = {list(frames.shape[:2])} as in the frames.")
+    check(mel.ndim == 5 and mel.shape[:2] == frames.shape[:2] and mel.shape[-2:] == heard,
+          f"mel has shape {list(mel.shape)}; expected [B,T,C,{heard[0]},{heard[1]}] with B, T = {list(frames.shape[:2])} as in the frames.")

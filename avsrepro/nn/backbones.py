@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['read_weights', 'load_weights', 'Encoder', 'VisualBackbone', 'create_backbone', 'list_backbones', 'AudioBackbone',
-           'VGGish', 'yamnet_mel', 'YAMNet', 'Stereo', 'list_audio_backbones', 'create_audio_backbone']
+           'register_audio', 'VGGish', 'yamnet_mel', 'YAMNet', 'Stereo', 'list_audio_backbones',
+           'create_audio_backbone']
 
 # %% ../../nbs/nn/20_backbones.ipynb #fbec6cf3
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -163,6 +166,12 @@ class AudioBackbone(Encoder):
     dim:int
     map_channels:int
     map_size:tuple[int, int]
+    input_size:tuple[int, int] = (96, 64)  # of the last two dimensions of what `forward` takes
+    silence:float = math.log(.01)  # what it takes for silence, everywhere
+
+    def hear(self, clip:Any) -> torch.Tensor:
+        "What `forward` takes, [T,C,*input_size], of a Clip: its log-mel, unless a network has a front end of its own."
+        return clip.mel.float()
 
     @staticmethod
     def mono(mel:torch.Tensor) -> torch.Tensor:
@@ -170,7 +179,18 @@ class AudioBackbone(Encoder):
         check(mel.ndim == 4 and mel.shape[-2:] == (96, 64), f'audio input has shape {tuple(mel.shape)}; expected a log-mel [N,C,96,64].')
         return mel.float() if mel.shape[1] == 1 else mel.float().exp().mean(1, keepdim=True).log()
 
+_AUDIO:dict[str, tuple[type, dict]] = {}
+
+def register_audio(name:str, **options:Any):
+    "Class decorator: `create_audio_backbone(name)` will build this class with `options`."
+    def register(cls):
+        _AUDIO[name] = cls, options
+        return cls
+    return register
+
 # %% ../../nbs/nn/20_backbones.ipynb #ccc842dc
+@register_audio('vggish')
+@register_audio('vggish_small', width=8, fc=256, norm=True)
 class VGGish(AudioBackbone):
     "VGGish: 128-d vector (>= 0) and the 8·width x 6 x 4 map before its linear layers; `width` 64, `fc` 4096 and no `norm` are the published network."
     name, map_size = 'vggish', (6, 4)
@@ -193,6 +213,7 @@ def yamnet_mel(mel:torch.Tensor) -> torch.Tensor:
     "ln(x + 0.001) from VGGish's ln(x + 0.01), any shape."
     return ((mel.float().exp() - 0.01).clamp(min=0) + 0.001).log()
 
+@register_audio('yamnet')
 class YAMNet(AudioBackbone):
     "YAMNet: pooled 1024-d embedding and the 1024 x 3 x 2 map before pooling; `scores` gives the 521 AudioSet classes."
     name, dim, map_channels, map_size = 'yamnet', 1024, 1024, (3, 2)
@@ -216,20 +237,21 @@ class Stereo(AudioBackbone):
         super().__init__()
         self.net, self.name, self.map_size = net, f'{net.name}_stereo', net.map_size
         self.dim, self.map_channels = 2*net.dim, 2*net.map_channels
+        self.input_size, self.silence = net.input_size, net.silence
+
+    def hear(self, clip:Any) -> torch.Tensor: return self.net.hear(clip)
 
     def forward(self, mel:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        check(mel.ndim == 4 and mel.shape[1:] == (2, 96, 64), f'audio input has shape {tuple(mel.shape)}; expected a stereo log-mel [N,2,96,64].')
+        check(mel.ndim == 4 and mel.shape[1:] == (2, *self.input_size), f'audio input has shape {tuple(mel.shape)}; expected a stereo log-mel [N,2,{",".join(map(str, self.input_size))}].')
         fold = lambda x: torch.cat([(x[0::2] + x[1::2])/2, x[0::2] - x[1::2]], 1)
         vector, amap = self.net(rearrange(mel, 'n c t f -> (n c) 1 t f'))
         return fold(vector), fold(amap)
 
 # %% ../../nbs/nn/20_backbones.ipynb #d534343b
 _VGGISH_URL = 'https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth'
-_AUDIO = dict(vggish=(VGGish, {}), vggish_small=(VGGish, dict(width=8, fc=256, norm=True)), yamnet=(YAMNet, {}))
-
 def list_audio_backbones() -> list[str]:
     "Names for `create_audio_backbone`."
-    return list(_AUDIO)
+    return sorted(_AUDIO)
 
 def _download(name:str) -> dict[str, torch.Tensor]:
     "The published weights of `name`."

@@ -221,22 +221,23 @@ class ClipFeatures:
         self.ids, self.targets, self.supervised, seen, heard = [], [], [], [], []
         for i in tqdm(range(len(clips)), desc='frozen features', unit='clip', delay=2, leave=False, disable=not progress):
             clip = clips[i]
-            self._check(clip, i)
+            mel = sounds.encoder.hear(clip)
+            self._check(clip, mel, i)
             self.ids.append(clip.info['id'])
             seen.append(torch.tensor([frames.add(f) for f in clip.frames]))
-            heard.append(torch.tensor([sounds.add(m) for m in clip.mel.float()]))
+            heard.append(torch.tensor([sounds.add(m) for m in mel]))
             self.targets.append(clip.target.to(torch.uint8))
             self.supervised.append(clip.supervised.bool())
         self.visual_index, self.audio_index = seen, heard
         self.visual, (self.audio_vector, self.audio_map) = frames.rows(), sounds.rows()
 
-    def _check(self, clip, i:int) -> None:
+    def _check(self, clip, mel:torch.Tensor, i:int) -> None:
         "All clips must agree in shape (but for T) with the first, and within themselves in T."
-        shape = clip.frames.shape[1:], clip.mel.shape[1:], clip.target.shape[1:]
+        shape = clip.frames.shape[1:], mel.shape[1:], clip.target.shape[1:]
         self.shape = shape if i == 0 else self.shape
         check(shape == self.shape, f"clip {clip.info['id']}: frames, mel and target have shapes {', '.join(str(tuple(s)) for s in shape)}; "
               f"expected {', '.join(str(tuple(s)) for s in self.shape)} as in the first clip.")
-        T = len(clip.frames), len(clip.mel), len(clip.target), len(clip.supervised)
+        T = len(clip.frames), len(mel), len(clip.target), len(clip.supervised)
         check(len(set(T)) == 1, f"clip {clip.info['id']}: {T[0]} frames, {T[1]} seconds of sound, {T[2]} masks, {T[3]} supervision flags; expected as many of each.")
 
     def __len__(self) -> int: return len(self.ids)

@@ -7,10 +7,11 @@ __all__ = ['SILENCE', 'Silenced', 'Batch', 'Source', 'ahead', 'by_shape', 'ClipS
 
 # %% ../../nbs/train/27_batches.ipynb #ea23e679
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -68,11 +69,11 @@ def by_shape(clips:Iterable) -> list[list]:
     return list(groups.values())
 
 class ClipSource(Source):
-    "Raw clips, for training end to end."
-    def __init__(self, clips:Sequence, workers:int=0): self.clips, self.ids, self.workers = clips, clips.ids, workers
+    "Raw clips, for training end to end; `hear` is the audio encoder's (default: the log-mel as it is)."
+    def __init__(self, clips:Sequence, workers:int=0, hear:Callable=attrgetter('mel')): self.clips, self.ids, self.workers, self.hear = clips, clips.ids, workers, hear
     def load(self, indices:Sequence[int]) -> list[Batch]:
         stack = lambda group, name: torch.stack([getattr(c, name) for c in group])
-        return [Batch([c.info['id'] for c in g], (stack(g, 'frames'), stack(g, 'mel')), stack(g, 'target').to(torch.uint8), stack(g, 'supervised'))
+        return [Batch([c.info['id'] for c in g], (stack(g, 'frames'), torch.stack([self.hear(c) for c in g])), stack(g, 'target').to(torch.uint8), stack(g, 'supervised'))
                 for g in by_shape(self.clips[i] for i in indices)]
 
 # %% ../../nbs/train/27_batches.ipynb #a91b761f
@@ -93,7 +94,7 @@ class FeatureSource(Source):
     def silenced(self, model:AVSModel, cache:FeatureCache|None=None) -> 'FeatureSource':
         "The features of `Silenced` clips, without reading the clips again: one silent example stands for every sound."
         f, sounds = copy(self.features), (cache or FeatureCache()).stream(model.audio, 'audio')
-        sounds.add(torch.full(f.shape[1], SILENCE))
+        sounds.add(torch.full(f.shape[1], model.audio.silence))
         f.audio_vector, f.audio_map = sounds.rows()
         f.audio_index = [torch.zeros_like(i) for i in f.audio_index]
         device = self.features.audio_vector.chunks[0].device
@@ -114,7 +115,7 @@ class FeatureSource(Source):
 def source_of(model:AVSModel, clips:Sequence, progress:bool=True) -> Source:
     "Cached features of `clips` when both encoders of `model` are frozen, else the clips."
     frozen = model.frozen_visual and model.frozen_audio
-    return FeatureSource.of(model, clips, progress=progress).coarsest(model.levels) if frozen else ClipSource(clips)
+    return FeatureSource.of(model, clips, progress=progress).coarsest(model.levels) if frozen else ClipSource(clips, hear=model.audio.hear)
 
 # %% ../../nbs/train/27_batches.ipynb #ec31cbd5
 def predict(model:AVSModel,

@@ -85,7 +85,7 @@ def batch_loss(model:AVSModel, batch:Batch, config:TrainConfig) -> dict[str, Ten
 # %% ../../nbs/train/30_engine.ipynb #94b037fc
 def _predictions(model:AVSModel, source:Source|Sequence, batch_size:int, amp:str|None) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     "Logits [B,T,K,H,W], target [B,T,H,W] and ids of every batch."
-    source = source if isinstance(source, Source) else ClipSource(source)
+    source = source if isinstance(source, Source) else ClipSource(source, hear=model.audio.hear)
     model.eval()
     with torch.inference_mode():
         for batch in itertools.chain.from_iterable(source.batches(batch_size)):
@@ -152,7 +152,7 @@ def make_sources(spec:RunSpec,
         splits = open_splits(spec.data, spec.setting)
         check_splits(spec, splits)
         splits = {k: splits[k] for k in ('train', 'val', 'test') if k in splits}
-        if not frozen: return {k: ClipSource(Silenced(v) if spec.audio == 'zeroed' else v, spec.config.workers) for k, v in splits.items()}
+        if not frozen: return {k: ClipSource(Silenced(v) if spec.audio == 'zeroed' else v, spec.config.workers, model.audio.hear) for k, v in splits.items()}
         while len(_kept) > 1: _kept.pop(next(iter(_kept)))
         _kept[key] = {k: FeatureSource.of(model, v, progress=progress) for k, v in splits.items()}
     return {k: (s.silenced(model) if spec.audio == 'zeroed' else s).coarsest(model.levels) for k, s in _kept[key].items()}
