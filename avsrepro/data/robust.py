@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FRONT_ENDS', 'NOISES', 'LOUDNESS', 'RELEASED_GROUPS', 'AVOID', 'RELEASED_UNSEEN', 'KINDS', 'FOLDERS', 'front_end_mel',
            'byte_noise', 'make_noise', 'broad_groups', 'broad_group', 'Scene', 'scenes_of', 'group_counts',
-           'offscreen_pairs', 'UnseenSound', 'synthesised_unseen', 'unseen_sounds', 'Derived', 'emptied', 'sound_of',
-           'BankSounds', 'Negatives', 'Positives', 'WithOffscreen', 'mixture_counts', 'Mixture', 'stored_files',
-           'write_negatives', 'StoredNegatives']
+           'offscreen_pairs', 'UnseenSound', 'synthesised_unseen', 'unseen_sounds', 'Derived', 'emptied',
+           'without_pictures', 'sound_of', 'BankSounds', 'Negatives', 'Positives', 'WithOffscreen', 'mixture_counts',
+           'Mixture', 'stored_files', 'write_negatives', 'StoredNegatives']
 
 # %% ../../nbs/data/44_robust.ipynb #9e8364ba
 import json
@@ -19,6 +19,7 @@ from csv import DictReader
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -215,9 +216,11 @@ def unseen_sounds(root:Path  # of VOC x ESC
 
 # %% ../../nbs/data/44_robust.ipynb #0b7ec09f
 class Derived(Sequence):
-    "Clips made of another data set's clips. `ids`, `setting`, `split`, and a `fingerprint` if all data sets below have one."
-    def __init__(self, clips:Sequence, ids:Sequence[str], settings:Mapping, *others:Sequence):
-        self.clips, self.ids, self.settings = clips, list(ids), dict(settings)
+    """Another data set's clips with other sounds: item `i` shows clip `index[i]`. `ids`, `setting`, `split`, and a `fingerprint` if all data sets below have one.
+
+    A subclass writes `sound`, `blank` and `label`; pictures are read by `[i]` alone, so whoever has them already asks for `heard(i, T)`."""
+    def __init__(self, clips:Sequence, ids:Sequence[str], settings:Mapping, *others:Sequence, index:Sequence[int]|None=None):
+        self.clips, self.ids, self.settings, self.index = clips, list(ids), dict(settings), range(len(clips)) if index is None else index
         self.setting, self.split = (getattr(clips, k, None) for k in ('setting', 'split'))
         below = [getattr(c, 'fingerprint', None) for c in (clips, *others)]
         if all(below): self.fingerprint = content_hash([below, type(self).__name__, self.settings, code_hash('avsrepro.data.robust', 'avsrepro.data.audio')])
@@ -225,9 +228,28 @@ class Derived(Sequence):
     def __len__(self) -> int: return len(self.ids)
     def __repr__(self) -> str: return f"{type(self).__name__}({len(self)} clips of {self.setting} {self.split}, {', '.join(f'{k} {v}' for k, v in self.settings.items() if v is not None)})"
 
-def emptied(clip:Clip) -> Tensor:
+    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]|None: return None  # waveform [C,S] and log-mel [T,1,96,64] of item i; None: the clip keeps its own
+    def blank(self, i:int) -> bool: return False  # is the target empty?
+    def label(self, i:int) -> dict[str, Any]: return dict(condition='positive', negative=False)
+
+    def heard(self, i:int, T:int) -> Clip|None:
+        "Item `i`, of T seconds, as a clip without pictures; None where the clip keeps its own sound."
+        return None if (s := self.sound(i, T)) is None else without_pictures(*s, **self.label(i))
+
+    def __getitem__(self, i:int) -> Clip:
+        clip, info = self.clips[self.index[i]], dict(id=self.ids[i], **self.label(i))
+        new = replace(clip, target=emptied(clip.target, clip.supervised) if self.blank(i) else clip.target, info={**clip.info, **info})
+        if (s := self.sound(i, len(clip.frames))) is None: return new
+        return replace(new, audio=s[0], mel=s[1].expand(clip.mel.shape))
+
+def emptied(target:Tensor, supervised:Tensor) -> Tensor:
     "The all-empty target `[T,H,W]` of a clip: 0 where there is ground truth, void elsewhere."
-    return torch.where(clip.supervised[:, None, None], 0, VOID).expand_as(clip.target).contiguous()
+    return torch.where(supervised[:, None, None], 0, VOID).expand_as(target).to(target.dtype).contiguous()
+
+def without_pictures(audio:Tensor, mel:Tensor, **info:Any) -> Clip:
+    "A clip that is only heard: waveform `[C,S]` and log-mel `[T,C,96,64]`."
+    T = len(mel)
+    return Clip(torch.zeros(T, 3, 0, 0, dtype=torch.uint8), audio, mel, torch.zeros(T, 0, 0, dtype=torch.int64), torch.zeros(T, dtype=torch.bool), info=info)
 
 def sound_of(clips:Sequence, i:int) -> tuple[Tensor, Tensor]:
     "Sound `[C,S]` and log-mel `[T,C,96,64]` of clip `i`, without its pictures where the data set is on disk."
@@ -255,9 +277,7 @@ class BankSounds(Sequence):
     def __getitem__(self, i:int) -> Clip:
         on, draw = np.ones((1, self.T), bool), rng(self.seed, 'bank sound', self.split, self.ids[i])
         wav = torch.from_numpy(sound_track(self.bank, self.split, [i//self.each], on, self.floor, draw)).float()[None]
-        nothing = torch.zeros(self.T, dtype=torch.bool)
-        return Clip(torch.zeros(self.T, 3, 0, 0, dtype=torch.uint8), wav, front_end_mel(wav, self.T), torch.zeros(self.T, 0, 0, dtype=torch.int64), nothing,
-                    info=dict(id=self.ids[i], setting=self.setting, split=self.split, category=self.scenes[i].categories[0]))
+        return without_pictures(wav, front_end_mel(wav, self.T), id=self.ids[i], setting=self.setting, split=self.split, category=self.scenes[i].categories[0])
 
 # %% ../../nbs/data/44_robust.ipynb #ba84f8c5
 KINDS = ('silence', 'noise', 'offscreen', 'unseen')
@@ -277,12 +297,12 @@ class Negatives(Derived):
                 ):
         if kind not in KINDS: raise unknown('kind of negatives', kind, KINDS)
         if front_end not in FRONT_ENDS: raise unknown('front end', front_end, FRONT_ENDS)
-        self.kind, self.front_end, self.empty, self.seed, self.index = kind, front_end, empty, seed, range(len(clips))
+        self.kind, self.front_end, self.empty, self.seed, index = kind, front_end, empty, seed, range(len(clips))
         settings, self.pool = dict(kind=kind, front_end=front_end, empty=empty, seed=seed), clips if pool is None else pool
         if kind == 'noise': settings |= self._with_noise(noise)
         if kind == 'offscreen': settings |= self._pair(clips, groups, fallback)
-        if kind == 'unseen': settings |= self._find(clips, category, root, bank)
-        super().__init__(clips, [clips.ids[i] for i in self.index], settings, *([self.pool] if kind == 'offscreen' else []))
+        if kind == 'unseen': index, settings = (found := self._find(clips, category, root, bank))[0], settings | found[1]
+        super().__init__(clips, [clips.ids[i] for i in index], settings, *([self.pool] if kind == 'offscreen' else []), index=index)
 
     def _with_noise(self, noise:str) -> dict:
         if noise not in NOISES: raise unknown('kind of noise', noise, NOISES)
@@ -297,38 +317,41 @@ class Negatives(Derived):
         self.fallbacks = [i for i, f in zip(clips.ids, fell) if f]
         return dict(groups=dict(groups) if groups else None, fallback=fallback)
 
-    def _find(self, clips:Sequence, category:str|None, root:str|Path|None, bank:str) -> dict:
-        "The sounds of an unseen category, and the clips in which no source of it is seen."
+    def _find(self, clips:Sequence, category:str|None, root:str|Path|None, bank:str) -> tuple[list[int], dict]:
+        "The clips in which no source of an unseen category is seen, and settings that name its sounds."
         self.bank = open_bank(bank) if bank == 'procedural' else copy(VocEscBank(root))
         sounds = synthesised_unseen() if bank == 'procedural' else unseen_sounds(Path(self.bank.root))
         if category not in sounds: raise unknown('unseen category', str(category), sounds)
-        self.category, self.label = category, list(sounds).index(category) if bank == 'procedural' else 0
+        self.category, self.sort = category, list(sounds).index(category) if bank == 'procedural' else 0
         if bank != 'procedural': self.bank.sounds = {('unseen', 0): list(sounds[category].files)}
-        self.index = [i for i, s in enumerate(scenes_of(clips)) if not s.visible & sounds[category].related]
-        check(bool(self.index), f"unseen category '{category}': every clip shows what could make this sound; expected at least one that does not.")
-        return dict(category=category, files=self.bank.key if bank == 'procedural' else content_hash(sounds[category].files))
+        index = [i for i, s in enumerate(scenes_of(clips)) if not s.visible & sounds[category].related]
+        check(bool(index), f"unseen category '{category}': every clip shows what could make this sound; expected at least one that does not.")
+        return index, dict(category=category, files=self.bank.key if bank == 'procedural' else content_hash(sounds[category].files))
 
-    def _sound(self, i:int, T:int) -> tuple[Tensor, int, str, Tensor|None]:
-        "Sound `[C,S]`, its rate, what it is, and its log-mel if there is one."
+    def raw_sound(self, i:int, T:int) -> tuple[Tensor, int, Tensor|None]:
+        "Waveform `[C,S]`, its rate, and its log-mel if there is one."
         name = self.ids[i]
-        if self.kind == 'silence': return silence(T, channels=1), SAMPLE_RATE, 'silence', None
+        if self.kind == 'silence': return silence(T, channels=1), SAMPLE_RATE, None
         if self.kind == 'noise':
             wav, rate = make_noise(self.noise, T, self.seed, name)
-            return wav[None], rate, f'{self.noise} noise', None
+            return wav[None], rate, None
         if self.kind == 'unseen':
-            wav = sound_track(self.bank, 'unseen', [self.label], np.ones((1, T), bool), .002, rng(self.seed, 'unseen', self.category, name))
-            return torch.from_numpy(wav).float()[None], SAMPLE_RATE, self.category, None
+            wav = sound_track(self.bank, 'unseen', [self.sort], np.ones((1, T), bool), .002, rng(self.seed, 'unseen', self.category, name))
+            return torch.from_numpy(wav).float()[None], SAMPLE_RATE, None
         wav, mel = sound_of(self.pool, self.pairs[i])
-        return wav, SAMPLE_RATE, self.pool.ids[self.pairs[i]], mel
+        return wav, SAMPLE_RATE, mel
 
-    def __getitem__(self, i:int) -> Clip:
-        clip = self.clips[self.index[i]]; T = len(clip.frames)
-        wav, rate, what, mel = self._sound(i, T)
+    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]:
+        wav, rate, mel = self.raw_sound(i, T)
         audio = resample(wav, rate).clamp(-1, 1)
-        if self.front_end == 'release': mel = front_end_mel(wav, T, 'release', rate)  # which hears what is above 8 kHz
-        else: mel = front_end_mel(audio, T) if mel is None else fit_examples(mel, T)
-        return replace(clip, audio=audio, mel=mel.expand(clip.mel.shape), target=emptied(clip) if self.empty else clip.target,
-                       info={**clip.info, 'condition': self.kind, 'negative': True, 'sound': what})
+        if self.front_end == 'release': return audio, front_end_mel(wav, T, 'release', rate)  # which hears what is above 8 kHz
+        return audio, front_end_mel(audio, T) if mel is None else fit_examples(mel, T)
+
+    def blank(self, i:int) -> bool: return self.empty
+
+    def label(self, i:int) -> dict[str, Any]:
+        what = {'silence': 'silence', 'noise': f'{getattr(self, "noise", "")} noise', 'unseen': getattr(self, 'category', '')}.get(self.kind) or self.pool.ids[self.pairs[i]]
+        return dict(condition=self.kind, negative=True, sound=what)
 
 # %% ../../nbs/data/44_robust.ipynb #a8f88a1b
 class Positives(Derived):
@@ -337,10 +360,10 @@ class Positives(Derived):
         if front_end not in FRONT_ENDS: raise unknown('front end', front_end, FRONT_ENDS)
         super().__init__(clips, clips.ids, dict(front_end=front_end))
 
-    def __getitem__(self, i:int) -> Clip:
-        clip = self.clips[i]
-        mel = clip.mel if self.settings['front_end'] == 'matched' else front_end_mel(clip.audio, len(clip.frames), 'release').expand(clip.mel.shape)
-        return replace(clip, mel=mel, info={**clip.info, 'condition': 'positive', 'negative': False})
+    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]|None:
+        if self.settings['front_end'] == 'matched': return None
+        audio, _ = sound_of(self.clips, i)
+        return audio, front_end_mel(audio, T, 'release')
 
 class WithOffscreen(Derived):
     "A data set with an off-screen sound added to each clip's own; the target stays, because the object still sounds."
@@ -349,15 +372,15 @@ class WithOffscreen(Derived):
         self.negatives = Negatives(clips, 'offscreen', front_end, pool=pool, seed=seed, groups=groups, fallback=fallback)
         super().__init__(clips, clips.ids, {**self.negatives.settings, 'kind': 'with-offscreen', 'snr_db': snr_db}, self.negatives.pool)
 
-    def __getitem__(self, i:int) -> Clip:
-        clip = self.clips[i]; n = clip.audio.shape[-1]
-        other, _, what, _ = self.negatives._sound(i, len(clip.frames))
-        other = F.pad(to_mono(other), (0, n - other.shape[-1]))
-        own, added = clip.audio.square().mean(), other.square().mean()
-        wav = clip.audio + other*(own/added*10**(-self.settings['snr_db']/10)).sqrt() if own > 0 and added > 0 else clip.audio + other
+    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]:
+        audio, (other, *_) = sound_of(self.clips, i)[0], self.negatives.raw_sound(i, T)
+        other = F.pad(to_mono(other), (0, audio.shape[-1] - other.shape[-1]))
+        own, added = audio.square().mean(), other.square().mean()
+        wav = audio + other*(own/added*10**(-self.settings['snr_db']/10)).sqrt() if own > 0 and added > 0 else audio + other
         wav = wav/wav.abs().max().clamp(min=1)
-        mel = front_end_mel(wav, len(clip.frames), self.negatives.front_end).expand(clip.mel.shape)
-        return replace(clip, audio=wav, mel=mel, info={**clip.info, 'condition': 'with-offscreen', 'negative': False, 'sound': what})
+        return wav, front_end_mel(wav, T, self.negatives.front_end)
+
+    def label(self, i:int) -> dict[str, Any]: return {**self.negatives.label(i), 'condition': 'with-offscreen', 'negative': False}
 
 # %% ../../nbs/data/44_robust.ipynb #c8350f1d
 def mixture_counts(clips:int,  # N
@@ -389,19 +412,25 @@ class Mixture(Derived):
                 ):
         counts = mixture_counts(len(clips), ratio, kinds, items)
         self.negatives = {k: Negatives(clips, k, front_end, empty=True, seed=seed, **options) for k in kinds if counts[k]}
-        self.plan = [(c, i) for c, n in counts.items() for i in _deal(len(clips), n, rng(seed, 'mixture', c), c == 'positive')]
+        self.plan = [(c, i) for c, n in counts.items() for i in _deal(len(self.negatives.get(c, clips)), n, rng(seed, 'mixture', c), c == 'positive')]
         self.conditions, seen, ids = [c for c, _ in self.plan], Counter(), []
         for c, i in self.plan:
             seen[c, i] += 1
             again = f'#{c}' if c != 'positive' else ''
             ids.append(clips.ids[i] + again + (f'#{seen[c, i]}' if seen[c, i] > 1 else ''))
         below = {k: v.settings for k, v in self.negatives.items()}
-        super().__init__(clips, ids, dict(ratio=ratio, front_end=front_end, kinds=list(kinds), items=items, seed=seed, negatives=below), *(v.pool for v in self.negatives.values()))
+        super().__init__(clips, ids, dict(ratio=ratio, front_end=front_end, kinds=list(kinds), items=items, seed=seed, negatives=below), *(v.pool for v in self.negatives.values()),
+                         index=[k if c == 'positive' else self.negatives[c].index[k] for c, k in self.plan])
 
-    def __getitem__(self, i:int) -> Clip:
+    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]|None:
         condition, k = self.plan[i]
-        clip = self.clips[k] if condition == 'positive' else self.negatives[condition][k]
-        return replace(clip, info={**clip.info, 'id': self.ids[i], 'condition': condition, 'negative': condition != 'positive'})
+        return None if condition == 'positive' else self.negatives[condition].sound(k, T)
+
+    def blank(self, i:int) -> bool: return self.conditions[i] != 'positive'
+
+    def label(self, i:int) -> dict[str, Any]:
+        condition, k = self.plan[i]
+        return super().label(i) if condition == 'positive' else self.negatives[condition].label(k)
 
 # %% ../../nbs/data/44_robust.ipynb #16153b3d
 FOLDERS = {'offscreen': 'misaligned', 'noise': 'noise'}
@@ -424,7 +453,7 @@ def write_negatives(clips:Sequence,  # a split of S4 or MS3 on disk
         for i in range(len(made) if kind != 'silence' else 1):
             sound, mel = stored_files(clips, i, kind)
             T = len(clips.raw_paths(i).frames)
-            wav, rate, *_ = made._sound(i, T) if kind != 'silence' else (silence(T, 11_025, 1), 11_025)
+            wav, rate, *_ = made.raw_sound(i, T) if kind != 'silence' else (silence(T, 11_025, 1), 11_025)
             write_audio(sound, wav, rate)
             save_log_mel(mel, front_end_mel(wav, T, 'release', rate))
 
@@ -444,10 +473,10 @@ class StoredNegatives(Derived):
         found = sum(1 for _ in folder.rglob(f'*{path.suffix}'))
         check(found == len(self), f"{folder}: holds {found} {path.suffix} files; expected {len(self)}, one for each clip of the split '{self.split}'.")
 
-    def __getitem__(self, i:int) -> Clip:
-        clip = self.clips[i]; T = len(clip.frames)
+    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]:
         sound, stored = stored_files(self.clips, i, self.settings['kind'])
         wav = read_audio(sound)
-        mel = fit_examples(load_log_mel(stored), T) if self.settings['front_end'] == 'release' else front_end_mel(wav, T)
-        return replace(clip, audio=wav, mel=mel.expand(clip.mel.shape), target=emptied(clip) if self.settings['empty'] else clip.target,
-                       info={**clip.info, 'condition': self.settings['kind'], 'negative': True, 'sound': sound.name})
+        return wav, fit_examples(load_log_mel(stored), T) if self.settings['front_end'] == 'release' else front_end_mel(wav, T)
+
+    def blank(self, i:int) -> bool: return self.settings['empty']
+    def label(self, i:int) -> dict[str, Any]: return dict(condition=self.settings['kind'], negative=True, sound=stored_files(self.clips, i, self.settings['kind'])[0].name)

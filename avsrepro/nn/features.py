@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ..core.errors import InputError, check
 from ..core.identity import array_hash, code_hash, content_hash
 from ..core.paths import atomic_path, cache_dir, locked
+from ..data.robust import Derived, emptied
 
 # %% ../../nbs/nn/30_features.ipynb #e55d2963
 @dataclass
@@ -48,9 +49,9 @@ def encoder_key(module:nn.Module) -> str:
 
 # %% ../../nbs/nn/30_features.ipynb #6af1ecf3
 class Rows:
-    "A tensor [N,...] stored as equal chunks (the last may be shorter)."
-    def __init__(self, chunks:Sequence[torch.Tensor]):
-        self.chunks, self.step = list(chunks), len(chunks[0])
+    "A tensor [N,...] stored as chunks; row `r` is row `r % step` of chunk `r // step`, so a chunk of fewer rows leaves numbers out."
+    def __init__(self, chunks:Sequence[torch.Tensor], step:int|None=None):  # default: rows of the first chunk
+        self.chunks, self.step = list(chunks), step or len(chunks[0])
         self.shape = (sum(map(len, self.chunks)), *self.chunks[0].shape[1:])
 
     def __len__(self) -> int: return self.shape[0]
@@ -66,7 +67,8 @@ class Rows:
 
     def to(self, device:torch.device|str) -> 'Rows':
         "All rows in one piece in the memory of `device`."
-        return Rows([torch.cat([c.to(device) for c in self.chunks])])
+        fill = lambda c: torch.cat([c, c.new_zeros(self.step - len(c), *c.shape[1:])]) if len(c) < self.step else c
+        return Rows([torch.cat([fill(c.to(device)) for c in self.chunks[:-1]] + [self.chunks[-1].to(device)])])
 
 # %% ../../nbs/nn/30_features.ipynb #70eb5e63
 def _read_chunk(path:Path, key:str) -> list[torch.Tensor]|None:
@@ -154,12 +156,12 @@ class FeatureStream:
     "Encodes inputs that arrive one by one, equal ones once: `add` returns an input's row in `rows()`."
     def __init__(self, cache:FeatureCache, encoder:nn.Module, kind:str):
         self.cache, self.encoder, self.kind, self.key = cache, encoder, kind, encoder_key(encoder)
-        self.seen, self.pending, self.chunks, self.names = {}, [], [], []
+        self.seen, self.pending, self.chunks, self.names, self.first = {}, [], [], [], 0
 
     def add(self, x:torch.Tensor) -> int:
         h = array_hash(x, length=32)
         if h not in self.seen:
-            self.seen[h] = len(self.seen)
+            self.seen[h] = self.first + len(self.seen)
             self.pending.append(x)
             if len(self.pending) == self.cache.chunk: self._flush()
         return self.seen[h]
@@ -171,16 +173,16 @@ class FeatureStream:
         self.chunks.append(self.cache._chunk(self.encoder, self.key, x, self.kind))
 
     def open(self, names:Sequence[str]) -> bool:
-        "Take up the chunks of an earlier stream; False, and nothing taken, when one of them is absent."
+        "Begin with the chunks of an earlier stream; False, and nothing taken, when one of them is absent."
         chunks = [self.cache.stored(self.key, self.kind, n) for n in names]
         if any(c is None for c in chunks): return False
-        self.chunks, self.names = chunks, list(names)
+        self.chunks, self.names, self.first = chunks, list(names), len(names)*self.cache.chunk
         return True
 
     def rows(self) -> list[Rows]:
         "The outputs for all distinct inputs so far; ends the stream."
         self._flush()
-        return [Rows(c) for c in zip(*self.chunks)]
+        return [Rows(c, self.cache.chunk) for c in zip(*self.chunks)]
 
 # %% ../../nbs/nn/30_features.ipynb #eb5c1e24
 class ClipFeatures:
@@ -194,15 +196,16 @@ class ClipFeatures:
         fingerprint = getattr(clips, 'fingerprint', None)
         index = fingerprint and cache.root/'clips'/f'{content_hash([fingerprint, len(clips), frames.key, sounds.key, str(cache.dtype), torch.__version__], length=32)}.safetensors'
         if not (index and self._found(index, frames, sounds)):
-            self._read(clips, frames, sounds, progress)
-            if index: self._keep(index, frames, sounds)
+            if isinstance(clips, Derived): self._rehear(clips, ClipFeatures(visual, audio, clips.clips, cache, progress), frames, sounds)
+            else: self._read(clips, frames, sounds, progress)
+            if index: self._keep(index)
         self.stats = dict(clips=len(self), frames=sum(map(len, self.visual_index)), unique_frames=len(self.visual[0]), unique_sounds=len(self.audio_vector),
                           hits=cache.hits - before[0], misses=cache.misses - before[1])
 
-    def _keep(self, path:Path, frames:'FeatureStream', sounds:'FeatureStream') -> None:
+    def _keep(self, path:Path) -> None:
         "Write what is not a feature: targets, which row belongs to which frame, and the chunks that hold the rows."
         lists = dict(targets=self.targets, supervised=self.supervised, seen=self.visual_index, heard=self.audio_index)
-        names = json.dumps(dict(ids=list(self.ids), shape=self.shape, lengths=[len(t) for t in self.targets], frames=frames.names, sounds=sounds.names))
+        names = json.dumps(dict(ids=list(self.ids), shape=self.shape, lengths=[len(t) for t in self.targets], **self.names))
         with atomic_path(path) as tmp: save_file({k: torch.cat(v).contiguous() for k, v in lists.items()}, tmp, metadata=dict(names=names))
 
     def _found(self, path:Path, frames:'FeatureStream', sounds:'FeatureStream') -> bool:
@@ -211,6 +214,7 @@ class ClipFeatures:
             with safe_open(path, 'pt') as f: names, tensors = json.loads(f.metadata()['names']), {k: f.get_tensor(k) for k in f.keys()}
         except (OSError, SafetensorError, ValueError): return False
         if not (frames.open(names['frames']) and sounds.open(names['sounds'])): return False
+        self.names = names
         self.ids, self.shape = names['ids'], tuple(map(torch.Size, names['shape']))
         self.targets, self.supervised, self.visual_index, self.audio_index = (list(tensors[k].split(names['lengths'])) for k in ('targets', 'supervised', 'seen', 'heard'))
         self.visual, (self.audio_vector, self.audio_map) = frames.rows(), sounds.rows()
@@ -229,7 +233,25 @@ class ClipFeatures:
             self.targets.append(clip.target.to(torch.uint8))
             self.supervised.append(clip.supervised.bool())
         self.visual_index, self.audio_index = seen, heard
+        self._rows(frames, sounds)
+
+    def _rehear(self, clips:Derived, of:'ClipFeatures', frames:'FeatureStream', sounds:'FeatureStream') -> None:
+        "The features `of` the clips below, with the sounds of `clips`: no picture is read again."
+        check(frames.open(of.names['frames']) and sounds.open(of.names['sounds']), 'features that were just made are gone; is the cache being cleared?')
+        self.ids, self.shape = list(clips.ids), of.shape
+        pick = lambda rows: [rows[k] for k in clips.index]
+        self.visual_index, self.supervised, self.audio_index, self.targets = pick(of.visual_index), pick(of.supervised), pick(of.audio_index), pick(of.targets)
+        for i, target in enumerate(self.targets):
+            if clips.blank(i): self.targets[i] = emptied(target, self.supervised[i])
+            if (clip := clips.heard(i, len(target))) is not None:
+                mel = sounds.encoder.hear(clip)
+                self.audio_index[i] = torch.tensor([sounds.add(m) for m in mel.expand(len(target), *of.shape[1])])
+        self._rows(frames, sounds)
+
+    def _rows(self, frames:'FeatureStream', sounds:'FeatureStream') -> None:
+        "Close both streams."
         self.visual, (self.audio_vector, self.audio_map) = frames.rows(), sounds.rows()
+        self.names = dict(frames=frames.names, sounds=sounds.names)
 
     def _check(self, clip, mel:torch.Tensor, i:int) -> None:
         "All clips must agree in shape (but for T) with the first, and within themselves in T."
