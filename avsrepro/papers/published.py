@@ -20,7 +20,7 @@ def published_tables() -> list[str]:
 def published(table:str) -> pd.DataFrame:
     "A published table as printed; scores in percent."
     if table not in published_tables(): raise unknown('published table', table, published_tables())
-    with (files('avsrepro')/'papers'/'published'/f'{table}.csv').open(encoding='utf-8') as f: return pd.read_csv(f)
+    with (files('avsrepro')/'papers'/'published'/f'{table}.csv').open(encoding='utf-8') as f: return pd.read_csv(f).fillna(dict(setting=''))
 
 # %% ../../nbs/papers/10_published.ipynb #ca836b10
 def published_long(table:str) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def mean_errors(tables:list[str]|None=None) -> pd.DataFrame:
     for name in published_tables() if tables is None else tables:
         t = published_long(name)
         if not {'J', 'F', 'J&F'} <= set(t.metric): continue
-        w = t.pivot(index=['row', 'setting'], columns='metric', values='published').reindex(pd.MultiIndex.from_frame(t[['row', 'setting']].drop_duplicates()))
+        w = t.pivot(index=['row', 'setting'], columns='metric', values='published').reindex(pd.MultiIndex.from_frame(t[['row', 'setting']].drop_duplicates()))[['J', 'F', 'J&F']].dropna()
         mean = (w.J + w.F)/2
         found.append(pd.DataFrame(dict(printed=w['J&F'], mean=mean, off=(w['J&F'] - mean).round(6))).reset_index().assign(table=name))
     if not found: return pd.DataFrame(columns=['table', 'row', 'setting', 'printed', 'mean', 'off'])
