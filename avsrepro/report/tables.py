@@ -25,6 +25,7 @@ from ..core.errors import check, unknown
 from ..core.identity import environment
 from ..core.seeding import rng
 from ..core.paths import atomic_path, atomic_write, cache_dir, results_dir
+from ..core.pictures import shrink_pictures
 from ..papers.experiments import Experiment
 from ..papers.published import published
 from ..train.store import RunResult, export_runs
@@ -211,7 +212,9 @@ def write_page(experiment:Experiment, profile:str, data:str,  # source
     atomic_write(folder/'table.md', text)
     for name, figure in figures.items():
         for kind in ('png', 'svg'):
-            with atomic_path(folder/f'{name}.{kind}') as tmp: figure.savefig(tmp, dpi=72 if kind == 'svg' else 110, metadata={'Date': None} if kind == 'svg' else None)
+            with atomic_path(folder/f'{name}.{kind}') as tmp:
+                figure.savefig(tmp, dpi=72 if kind == 'svg' else 110, metadata={'Date': None} if kind == 'svg' else None)
+                shrink_pictures(Path(tmp), kind)
     meta = dict(table=experiment.table, command=command(experiment, profile, data), data=data, profile=profile, written=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 seeds=sorted({r.spec.seed for r in results}), environment=environment(), trained_at=sorted({r.environment.get('commit', 'unknown') for r in results}),
                 devices=sorted({r.environment.get('device', 'unknown') for r in results}), training_seconds=round(sum(r.duration_s for r in results)), run_ids=[r.run_id for r in results])
