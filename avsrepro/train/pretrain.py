@@ -24,7 +24,6 @@ from ..core.paths import atomic_path, cache_dir, locked
 from ..core.processes import cores, worker_pool
 from ..core.seeding import rng, seed_everything
 from ..data.assets import open_bank
-from ..data.audio import log_mel
 from ..data.scenes import SceneConfig, cutout_frames, sound_track
 from ..nn.backbones import create_audio_backbone, create_backbone
 
@@ -52,12 +51,12 @@ def labelled_picture(cfg:PretrainConfig, index:int) -> tuple[np.ndarray, np.ndar
     return frames[0], sum(masks[0, k]*np.uint8(l + 1) for k, l in enumerate(labels))
 
 def labelled_sound(cfg:PretrainConfig, index:int) -> tuple[Tensor, np.ndarray]:
-    "Five log-mel examples `[5,1,96,64]` of a changing mixture, and which classes are heard in each `[5,classes]`."
+    "Five seconds `[1,S]` at 16 kHz of a changing mixture, and which classes are heard in each `[5,classes]`."
     bank, r = open_bank(cfg.bank), rng(cfg.seed, 'pretrain', 'hear', index)
     labels = r.permutation(len(bank.labels))[:r.integers(1, 5)]
     on = r.random((len(labels), 5)) < .5
     heard = np.zeros((5, len(bank.labels)), np.float32); heard[:, labels] = on.T
-    return log_mel(torch.from_numpy(sound_track(bank, 'train', labels.tolist(), on, .002, r)), 16000), heard
+    return torch.from_numpy(sound_track(bank, 'train', labels.tolist(), on, .002, r))[None], heard
 
 # %% ../../nbs/train/50_pretrain.ipynb #e857721f
 class LevelHead(nn.Module):
@@ -109,9 +108,9 @@ def train_audio(cfg:PretrainConfig, progress:bool=True) -> tuple[nn.Module, floa
     "The audio encoder, and its F1 over classes and held-out examples."
     torch.set_num_threads(1); seed_everything(cfg.seed)
     held = max(2, cfg.amount//20)
-    mels, heard = zip(*(labelled_sound(cfg, i) for i in range(cfg.amount + held)))
-    mels, heard = torch.cat(mels), torch.from_numpy(np.concatenate(heard))
     encoder = create_audio_backbone(cfg.backbone, **cfg.options).to(memory_format=torch.channels_last)  # half the time on a CPU; not for a decoder behind it, where PyTorch 2.11 can crash
+    mels, heard = zip(*((encoder.listen(wave), on) for wave, on in (labelled_sound(cfg, i) for i in range(cfg.amount + held))))
+    mels, heard = torch.cat(mels), torch.from_numpy(np.concatenate(heard))
     net = nn.ModuleList([encoder, nn.Linear(encoder.dim, heard.shape[1])])
     n = cfg.amount*5
     fit(net, lambda i: F.binary_cross_entropy_with_logits(net[1](encoder(mels[i])[0]), heard[i]), n, cfg.epochs, min(64, n), cfg.lr, 'hearing', progress)
@@ -121,8 +120,9 @@ def train_audio(cfg:PretrainConfig, progress:bool=True) -> tuple[nn.Module, floa
 # %% ../../nbs/train/50_pretrain.ipynb #0b8a5c2d
 def pretrain_key(cfg:PretrainConfig) -> str:
     "Hash of all that the weights depend on."
+    own = [m for word, m in (('htsat', 'avsrepro.nn.htsat'), ('mit', 'avsrepro.nn.mit')) if cfg.backbone.startswith(word)]
     return content_hash(dict(config=asdict(cfg), bank=open_bank(cfg.bank).key,
-                             code=code_hash('avsrepro.train.pretrain', 'avsrepro.data.scenes', 'avsrepro.data.assets', 'avsrepro.data.audio', 'avsrepro.nn.backbones')))
+                             code=code_hash(*own, 'avsrepro.train.pretrain', 'avsrepro.data.scenes', 'avsrepro.data.assets', 'avsrepro.data.audio', 'avsrepro.nn.backbones')))
 
 def _train(cfg:PretrainConfig, path:Path, progress:bool) -> None:
     with locked(path):
