@@ -293,13 +293,13 @@ class CLEVER(nn.Module):
 # %% ../../nbs/models/50_selm.ipynb #70c9027d
 class SingleLevel(nn.Module):
     "AVSegFormer's decoder on selected maps [N,C,h_i,w_i], fine to coarse, and sounds [N,S,C]: logits [N,K,h_1,w_1] and the mixer's mask [N,1,h_1,w_1] (Table 3, w.o. CLEVER)."
-    def __init__(self, dim: int, num_classes: int, heads: int, queries: int, layers: int, dropout: float, mixer: str):
+    def __init__(self, dim: int, num_classes: int, heads: int, queries: int, layers: int, pixel_mlp: int, dropout: float, mixer: str):
         super().__init__()
         self.generator = QueryGenerator(dim, heads, queries, layers, 4 * dim, dropout)
         self.learned, self.level = nn.Parameter(torch.randn(queries, dim)), nn.Parameter(torch.randn(3, dim))
         self.decoder = nn.ModuleList(QueryLayer(dim, heads, 8 * dim, dropout, bias=True) for _ in range(layers))
         self.smooth, self.mixer = nn.Sequential(conv_norm(dim, dim, 3), nn.ReLU()), Mixer(dim, heads, mixer)
-        widths = (queries, *2 * (8 * dim,), dim)
+        widths = (queries, *2 * (pixel_mlp,), dim)
         convs = [nn.Conv2d(i, o, 1) for i, o in zip(widths, widths[1:])]
         self.mlp, self.head = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2]), Head(dim, num_classes)
 
@@ -340,7 +340,7 @@ class SelM(AVSModel):
                  layers: int = 3, heads: int = 8,  # of CLEVER; of its audio attention
                  dice: bool = True, auxiliary: bool = True,  # Table 8: the loss terms beside the cross entropy
                  dropout: float = .1,  # in DAM
-                 queries: int = 300, decoder_layers: int = 6,  # of AVSegFormer's decoder
+                 queries: int = 300, decoder_layers: int = 6, pixel_mlp: int | None = None,  # of AVSegFormer's decoder; None: 8 dim
                  align: str | None = None, residual: str | None = None, gate: str | None = None, slip: bool | None = None, hearing: str | None = None,
                  assignment: str | None = None, head: str | None = None, position: str | None = None,  # None: as `spec` says
                  image_size: int | tuple[int, int] = 224,  # of the frames (H, W), for learned positions
@@ -358,7 +358,7 @@ class SelM(AVSModel):
         self.stages = nn.ModuleList(Stage(C, DAM(dim, dam, dam_direction, o['align'], dropout),
                                           BCSM(dim, bcsm, sequence, blocks, o['residual'], o['gate'], (o['slip'], o['slip'] and i > 1)), dim)
                                     for i, C in enumerate(visual.channels[-levels:], self.first))
-        if clever == 'avsegformer': self.decoder = SingleLevel(dim, num_classes, heads, queries, decoder_layers, dropout, 'gate' if spec == 'code' else 'channels')
+        if clever == 'avsegformer': self.decoder = SingleLevel(dim, num_classes, heads, queries, decoder_layers, pixel_mlp or 8 * dim, dropout, 'gate' if spec == 'code' else 'channels')
         else:
             kinds = dict(no_audio=('video', 'video'), no_video=('audio', 'audio')).get(clever, ('audio', 'video'))
             tokens = max(num_classes, 2) if o['head'] == 'dot' else 2

@@ -210,6 +210,10 @@ def scan_operator(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state:
     "A scan without gradients as one operator."
     return tuple(t.contiguous() for t in _scans[tier](x, dt, A, B, C, state))
 
+@scan_operator.register_fake
+def _(x, dt, A, B, C, state, tier):  # shapes alone, for counting without computing
+    return x.new_empty(x.shape, dtype=torch.float32), x.new_empty(x.shape[0], *A.shape, dtype=torch.float32)
+
 if torch.ops.avsrepro.selective_scan not in flop_registry:
     @register_flop_formula(torch.ops.avsrepro.selective_scan)
     def _(x, dt, A, *args, out_shape=None, **kwargs) -> int: return 2 * scan_macs(*x, A[1])
