@@ -34,7 +34,12 @@ def count_parameters(model: nn.Module) -> Parameters:
 # %% ../../nbs/analysis/50_efficiency.ipynb #47d90a9c
 def count_macs(model: nn.Module, *inputs: Tensor, depth: int | None = None) -> int | dict[str, int]:
     "MACs of one forward pass: in all, or with `depth` per part of the model, up to `depth` names deep ('' is the whole)."
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: model(*inputs)
+    learns = [p for p in model.parameters() if p.requires_grad]
+    for p in learns: p.requires_grad_(False)  # the counter cannot follow a parameter that a module hands to another
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: model(*inputs)
+    finally:
+        for p in learns: p.requires_grad_(True)
     if depth is None: return counter.get_total_flops() // 2
     parts = {k: sum(v.values()) // 2 for k, v in counter.get_flop_counts().items()}
     top = type(model).__name__ + '.'
