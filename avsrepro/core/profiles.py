@@ -72,7 +72,7 @@ PROFILES = {p.name: p for p in (
             _both(dict(size=128, val=40, test=120), dict(size=160), s4=dict(train=400), ms3=dict(train=900), avss=dict(train=350), avis=dict(train=1, val=1, test=10), **_vpo(train=450)),
             dict(procedural={**_MINI['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), _MINI,
             dict(sdavs=dict(dim=32, levels=3, tokens=4), tpavi=dict(dim=32, levels=3, upsample=0, gamma=1.), avsegformer=dict(dim=32, levels=3, queries=8, layers=1, points=2, heads=2, pixel_mlp=64, ffn=64, generator_ffn=64, upsample='after'),
-                 selm=dict(dim=32, levels=3, heads=2, queries=8, decoder_layers=1)),
+                 selm=dict(dim=32, levels=3, heads=2, dropout=0., queries=8, decoder_layers=1, pixel_mlp=64)),
             dict(s4=dict(epochs=4, warmup_steps=30, **_SHORT), ms3=dict(epochs=3, warmup_steps=60, **_SHORT), avss=dict(epochs=5, warmup_steps=60, **_LONG), **_vpo(epochs=5, warmup_steps=60, **_LONG)),
             (224, 224), dict(visual=dict(amount=2200, crop=96, epochs=4, lr=4e-3), audio=dict(amount=1500, epochs=5)),
             dict(tpavi=dict(s4=dict(epochs=8, lr=1e-3, amp='bf16'), ms3=dict(epochs=6, lr=1e-3, amp='bf16', loss=dict(ce=1., avm=.01)), avss=dict(lr=1e-3, amp='bf16')),

@@ -269,7 +269,7 @@ class CLEVER(nn.Module):
         if self.position is None: return sine_position([size], x.shape[1], self.tokens).mT
         p = self.position[j]
         check(p.shape[1:] == size, f"the learned positions are for maps of {' x '.join(map(str, p.shape[1:]))}, found {' x '.join(map(str, size))}; give the frames' size as image_size, or position='sine'.")
-        return p.flatten(1)
+        return p.flatten(1).clone()  # counters of operations cannot follow views of parameters
 
     def masks(self, q: Tensor, x: Tensor) -> Tensor:
         "Tokens [N,Q,C] and the last mixed features [N,C,h,w] to logits [N,K,h,w] (detail 10)."
@@ -281,7 +281,7 @@ class CLEVER(nn.Module):
         return (w @ x.flatten(2) + b).unflatten(2, x.shape[-2:])
 
     def forward(self, maps: list[Tensor], sounds: Tensor, tap: Callable = lambda name, x: x) -> tuple[Tensor, list[Tensor]]:
-        x, q, heats = maps[-1], self.tokens.expand(len(sounds), -1, -1), []
+        x, q, heats = maps[-1], self.tokens.repeat(len(sounds), 1, 1), []
         for j, m in enumerate(maps[::-1]):
             if j: x = self.mix[j - 1](torch.cat([enlarge(x, m.shape[-2:]), m], 1))
             if (l := j - self.start) < 0: continue

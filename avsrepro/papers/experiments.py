@@ -118,7 +118,7 @@ BASELINES = tuple(replace(plain(name, model), encoder='pvt') for name, model in 
 _SELM, _DEAF = Row('SelM', model='selm'), replace(CONTROL, model='selm')
 _part = lambda name, **options: Row(name, options, model='selm')
 _NO_DAM, _NO_BCSM, _A2V = _part('w.o. DAM', dam='none'), _part('w.o. BCSM', bcsm='none'), _part('A2V Block', dam_direction='a2v')
-_code = lambda row, **options: replace(row, name=f'{row.name}, code', options={**row.options, 'spec': 'code', **options})
+_code = lambda row, **options: replace(row, name=f'{row.name}, code', options={**row.options, 'spec': 'code', 'position': 'sine', **options})  # the release's learned positions tie a model to one size, which is not the question
 _SELM_METHODS = (*(replace(b, name=name) for b, name in zip(BASELINES, ('AVSBench [57] (PVT-v2)', 'AVSegformer [8] (PVT-v2)'))),
                  replace(_SELM, name='SelM (ResNet-50)', encoder='resnet'), replace(_SELM, name='SelM (PVT-v2)', encoder='pvt'), replace(_DEAF, encoder='pvt'))
 _ILLUSIONS = (_SELM, plain('TPAVI', 'tpavi'), plain('AVSegFormer', 'avsegformer'), Row('SDAVS'), _DEAF)
