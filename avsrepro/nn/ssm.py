@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 from ..core.errors import check, unknown
+from ..core.identity import FACTS
 
 # %% auto #0
 __all__ = ['TIERS', 'wide', 'discretise', 'scan_reference', 'Chunks', 'Buffer', 'advance', 'forward_chunks', 'backward_chunk',
@@ -180,6 +181,8 @@ def scan_backend(device: torch.device | str, backend: str | None = None) -> str:
     if fused_kernel()[0] is not None: return 'mamba_ssm'
     _say_fallback()
     return 'chunked'
+
+FACTS['scan'] = lambda: scan_backend('cuda' if torch.cuda.is_available() else 'cpu')  # recorded with every run
 
 @contextmanager
 def use_scan(backend: str | None) -> Iterator[None]:
