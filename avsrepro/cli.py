@@ -99,7 +99,7 @@ def make_pages(experiments:list, values:dict[str, dict], source:str, jobs:int) -
 
 # %% ../nbs/cli/10_cli.ipynb #36ee6ad8
 @app.command()
-def reproduce(paper:Annotated[Optional[str], typer.Option(help='sdavs or robust; all papers when not given.')]=None,
+def reproduce(paper:Annotated[Optional[str], typer.Option(help='sdavs, robust, selm or ddeseg; all papers when not given.')]=None,
               only:Annotated[Optional[list[str]], typer.Option(help='A table or figure, such as tab03; may be repeated.')]=None,
               profile:Annotated[str, typer.Option(help='smoke, quick, full or paper.')]='quick',
               data:Annotated[str, typer.Option(help="procedural, voc_esc, or the folder of VOC x ESC or AVSBench.")]='procedural',

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..models.base import AVSModel
+
 # %% auto #0
 __all__ = ['TABLE_X', 'Parameters', 'count_parameters', 'count_macs', 'count_clip', 'PeakMemory', 'peak_memory',
            'frames_per_second']
@@ -83,19 +85,27 @@ def peak_memory(model: nn.Module, size: int | tuple[int, int] = 384, frames: int
     return memory.peak
 
 def frames_per_second(models: Mapping[str, nn.Module], size: int, frames: int = 5, rounds: int = 5) -> dict[str, list[float]]:
-    "Frames a second of inference on one clip for each model, in each of the `rounds` in which all take turns: of time on a GPU, of CPU time elsewhere, which other processes disturb less. Only ratios within one round mean anything."
+    "Frames a second of inference on one clip for each model, in each of the `rounds` in which all take turns: of time on a GPU, of CPU time elsewhere, which other processes disturb less. The models have the same encoders, so these are timed once a round, on the first model, for all that encode as the base class does. Only ratios within one round mean anything."
     device = next(next(iter(models.values())).parameters()).device
     frames_in, sound = torch.zeros(1, frames, 3, size, size, device=device), {k: torch.zeros(1, frames, 1, *m.audio.input_size, device=device) for k, m in models.items()}
     clock = time.perf_counter if device.type == 'cuda' else time.process_time
-    def seconds(name):
+    first = next((k for k, m in models.items() if type(m).encode is AVSModel.encode), None)
+    def timed(f, *inputs):
         if device.type == 'cuda': torch.cuda.synchronize()
         start = clock()
-        models[name](frames_in, sound[name])
+        out = f(*inputs)
         if device.type == 'cuda': torch.cuda.synchronize()
-        return clock() - start
+        return clock() - start, out
+    def seconds(name, encoding, features):
+        if type(models[name]).encode is not AVSModel.encode: return timed(models[name], frames_in, sound[name])[0]
+        return encoding + timed(models[name].decode, features, (size, size))[0]
+    def turns():
+        shared = timed(models[first].encode, frames_in, sound[first]) if first else (0., None)
+        return {k: seconds(k, *shared) for k in models}
     with torch.inference_mode():
-        for k, m in models.items(): m.eval(); seconds(k)  # the first pass sets things up
-        taken = [{k: seconds(k) for k in models} for _ in range(rounds)]
+        for m in models.values(): m.eval()
+        turns()  # the first pass sets things up
+        taken = [turns() for _ in range(rounds)]
     return {k: [frames / t[k] for t in taken] for k in models}
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #1f615b54

@@ -40,11 +40,14 @@ def _small(name:str, **options:Any) -> dict: return dict(backbone=name, backbone
 _HEADS = dict(num_heads=(1, 2, 4, 8))
 _PVT, _SWIN = 'pvt_v2_b0', 'swin_tiny_patch4_window7_224'
 _RESNET = 'test_resnet'
-_MINI = dict(resnet=_small(_RESNET), pvt=_small(_PVT, embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), **_HEADS), swin=_small(_SWIN, embed_dim=24, depths=(1, 1, 2, 1), window_size=4, **_HEADS))
-_LITTLE = dict(resnet=_small('resnet18'), pvt=_small(_PVT), swin=_small(_SWIN, embed_dim=48, depths=(2, 2, 4, 2), **_HEADS))
+_NARROW = dict(embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), **_HEADS)
+def _mit(small:dict, audio:str, weights:str) -> dict: return dict(mit=small, mit_htsat=dict(**small, audio=audio, audio_weights=weights))
+
+_MINI = dict(resnet=_small(_RESNET), pvt=_small(_PVT, **_NARROW), **_mit(_small('mit_b0', **_NARROW), 'htsat_small', 'pretrain'), swin=_small(_SWIN, embed_dim=24, depths=(1, 1, 2, 1), window_size=4, **_HEADS))
+_LITTLE = dict(resnet=_small('resnet18'), pvt=_small(_PVT), **_mit(_small('mit_b0'), 'htsat_small', 'pretrain'), swin=_small(_SWIN, embed_dim=48, depths=(2, 2, 4, 2), **_HEADS))
 _FROM_BANK = dict(audio='vggish_small', audio_weights='pretrain', **_FROZEN)
 _LOCAL = dict(backbone='mobilenetv1_100', visual_weights='shared', audio='yamnet', audio_weights='shared', **_FROZEN)
-_PUBLISHED = dict(resnet=dict(backbone='resnet50', visual_weights='timm'), pvt=dict(backbone='pvt_v2_b5', visual_weights='timm'), swin=dict(backbone='swin_base_patch4_window12_384', visual_weights='timm'))
+_PUBLISHED = dict(resnet=dict(backbone='resnet50', visual_weights='timm'), pvt=dict(backbone='pvt_v2_b5', visual_weights='timm'), **_mit(dict(backbone='mit_b5', visual_weights='timm'), 'htsat', 'timm'), swin=dict(backbone='swin_base_patch4_window12_384', visual_weights='timm'))
 _PUBLIC = dict(**_PUBLISHED['swin'], audio='vggish', audio_weights='timm', frozen=('audio',))
 
 def _everywhere(value:Any) -> dict[str, Any]: return dict.fromkeys(SOURCES, value)
@@ -65,14 +68,14 @@ PROFILES = {p.name: p for p in (
             _both(dict(size=48, train=4, val=2, test=3), s4={}, ms3={}, avss={}, avis=dict(frames=6, train=1, val=1, test=2), **_vpo()),
             _everywhere({**_MINI['pvt'], **_FROM_BANK}), _MINI,
             dict(sdavs=dict(dim=16, levels=3, tokens=4), tpavi=dict(dim=16, levels=3, upsample=1), avsegformer=dict(dim=16, levels=3, queries=4, layers=1, points=2, heads=2, upsample='after'),
-                 selm=dict(dim=16, levels=3, heads=2, blocks=1, queries=4, decoder_layers=1)),
+                 selm=dict(dim=16, levels=3, heads=2, blocks=1, queries=4, decoder_layers=1), ddeseg=dict(dim=16, levels=3, depths=(1, 1, 1), mlp_ratio=2, heads=4)),
             {s: dict(epochs=1, batch_size=2, lr=1e-3, loss_stride=4) for s in ('s4', 'ms3', 'avss', *_vpo())}, (48, 48),
             dict(visual=dict(size=48, amount=8, epochs=1), audio=dict(amount=4, epochs=1))),
     Profile('quick', 'the default: every claim in minutes, on two cores, offline', (0,),
             _both(dict(size=128, val=40, test=120), dict(size=160), s4=dict(train=400), ms3=dict(train=900), avss=dict(train=350), avis=dict(train=1, val=1, test=10), **_vpo(train=450)),
             dict(procedural={**_MINI['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), _MINI,
             dict(sdavs=dict(dim=32, levels=3, tokens=4), tpavi=dict(dim=32, levels=3, upsample=0, gamma=1.), avsegformer=dict(dim=32, levels=3, queries=8, layers=1, points=2, heads=2, pixel_mlp=64, ffn=64, generator_ffn=64, upsample='after'),
-                 selm=dict(dim=32, levels=3, heads=2, dropout=0., queries=8, decoder_layers=1, pixel_mlp=64)),
+                 selm=dict(dim=32, levels=3, heads=2, dropout=0., queries=8, decoder_layers=1, pixel_mlp=64), ddeseg=dict(dim=32, levels=3, depths=(1, 1, 1), mlp_ratio=2, heads=4)),
             dict(s4=dict(epochs=4, warmup_steps=30, **_SHORT), ms3=dict(epochs=3, warmup_steps=60, **_SHORT), avss=dict(epochs=5, warmup_steps=60, **_LONG), **_vpo(epochs=5, warmup_steps=60, **_LONG)),
             (224, 224), dict(visual=dict(amount=2200, crop=96, epochs=4, lr=4e-3), audio=dict(amount=1500, epochs=5)),
             dict(tpavi=dict(s4=dict(epochs=8, lr=1e-3, amp='bf16'), ms3=dict(epochs=6, lr=1e-3, amp='bf16', loss=dict(ce=1., avm=.01)), avss=dict(lr=1e-3, amp='bf16')),

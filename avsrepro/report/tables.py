@@ -50,14 +50,14 @@ def seeds_mean(results:Sequence[RunResult], metric:str) -> pd.Series:
 def class_sums(result:RunResult, metric:str) -> tuple[np.ndarray, np.ndarray]:
     """Numerators and denominators `[clips, classes]` whose ratio of sums is the class-wise score.
 
-    AVSS: `J`, `F` by frame and class (reference fact 5.3). VPO, pooled over the split (5.4): `mIoU`, `F` (beta squared 0.3), `FDR` (false positive share of what is predicted)."""
+    AVSS: `J`, `F` by frame and class (reference fact 5.3). VPO, pooled over the split (5.4): `mIoU` (`J` to some papers), `F` (beta squared 0.3), `FDR` (false positive share of what is predicted)."""
     classes, pooled = result.spec.options['num_classes'], result.spec.setting.startswith('vpo')
     top, bottom = np.zeros((2, len(result.scores), classes))
     for n, clip in enumerate(result.scores):
         for i, k in enumerate(clip['classes']):
             if pooled:
                 inter, predicted, positive = clip['pixels'][i]
-                top[n, k], bottom[n, k] = {'mIoU': (inter, predicted + positive - inter), 'F': (1.3*inter, .3*positive + predicted), 'FDR': (predicted - inter, predicted)}[metric]
+                top[n, k], bottom[n, k] = {**dict.fromkeys(('mIoU', 'J'), (inter, predicted + positive - inter)), 'F': (1.3*inter, .3*positive + predicted), 'FDR': (predicted - inter, predicted)}[metric]
             else:
                 values = [v for v in clip[metric][i] if v is not None]
                 top[n, k], bottom[n, k] = sum(values), len(values)

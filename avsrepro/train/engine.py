@@ -198,6 +198,7 @@ def next_epoch(spec:RunSpec, model:AVSModel, sources:Mapping[str, Source], optim
     if not all(p.isfinite().all() for p in model.trainable()): raise not_finite(spec, 'a weight', epoch)
     score, best = epoch, record['score']
     if config.select == 'best_val': score = entry['val'] = validate(model, sources['val'], config.batch_size, config.amp)
+    if config.watch_test: entry['test'] = validate(model, sources['test'], config.batch_size, config.amp)
     if not math.isfinite(score): raise not_finite(spec, 'the validation score', epoch)
     if better := best is None or score > best: best = score
     entry['seconds'] = time.perf_counter() - start

@@ -51,6 +51,7 @@ class TrainConfig:
     loss_stride: int = 1  # 1: loss at the target's resolution; 4: at the decoder's own, on a target reduced by area
     clip_grad: float|None = None  # largest gradient norm
     select: Literal['best_val', 'last'] = 'best_val'  # which epoch is tested
+    watch_test: bool = False  # score the test split after every epoch too, to show what choosing by it would gain; it chooses nothing
     amp: Literal['bf16']|None = None  # bf16 autocast, on CUDA and on processors with AMX
     threads: int = 1  # CPU threads of the run, so that results do not depend on the machine's core count
     workers: int = 0  # threads that read clips ahead, end-to-end training only
