@@ -165,7 +165,7 @@ def train_epoch(model:AVSModel, source:Source, optimizer:torch.optim.Optimizer, 
     "Train for one epoch; returns the mean of every loss term over the clips."
     seed_everything(seed_of('epoch', seed, epoch))
     order = rng(seed, 'order', epoch).permutation(len(source)).tolist()
-    per_epoch, sums = math.ceil(len(order) / config.batch_size), {}
+    per_epoch, sums = len(source.steps(config.batch_size, order)), {}
     model.train()
     for n, batches in enumerate(source.batches(config.batch_size, order)):
         for g in optimizer.param_groups: g['lr'] = config.lr * rate_factor((epoch - 1) * per_epoch + n, config.epochs * per_epoch, config)
