@@ -198,7 +198,7 @@ def forget_runs(paper:Path) -> None:
     "Remove the runs in `paper/runs` that no page beside it names any more."
     named = {i for meta in paper.glob('*/meta.json') for i in json.loads(meta.read_text(encoding='utf-8'))['run_ids']}
     for f in (paper/'runs').glob('*.jsonl'):
-        if f.stem not in named: f.unlink(missing_ok=True)
+        if f.stem not in named and not f.name.startswith('.'): f.unlink(missing_ok=True)  # a leading dot: a file that another page is writing now
 
 def write_page(experiment:Experiment, profile:str, data:str,  # source
                results:Sequence[RunResult],  # the trained runs behind the page
