@@ -212,7 +212,7 @@ def write_page(experiment:Experiment, profile:str, data:str,  # source
     atomic_write(folder/'table.md', text)
     for name, figure in figures.items():
         for kind in ('png', 'svg'):
-            with atomic_path(folder/f'{name}.{kind}') as tmp:
+            with atomic_path(folder/f'{name}.{kind}') as tmp, plt.rc_context({'svg.fonttype': 'none'}):  # letters as text, not as curves
                 figure.savefig(tmp, dpi=72 if kind == 'svg' else 110, metadata={'Date': None} if kind == 'svg' else None)
                 shrink_pictures(Path(tmp), kind)
     meta = dict(table=experiment.table, command=command(experiment, profile, data), data=data, profile=profile, written=datetime.now(timezone.utc).isoformat(timespec='seconds'),
