@@ -22,7 +22,7 @@ class Profile:
     seeds: tuple[int, ...]
     scenes: dict[str, dict[str, dict[str, Any]]]  # source -> setting -> values of `SceneConfig`
     encoders: dict[str, dict[str, Any]]  # source -> backbone, audio, frozen, and where the weights of both come from
-    variants: dict[str, dict[str, Any]]  # name -> another visual encoder, for the rows that ask for it
+    variants: dict[str, dict[str, Any]]  # name -> another visual encoder, or another one of each kind, for the rows that ask for it
     model: dict[str, dict[str, Any]]  # name -> the options of a model that are a matter of size
     train: dict[str, dict[str, Any]]  # setting -> values of `TrainConfig`
     size: tuple[int, int]  # (H, W) that the frames of a download are resized to

@@ -36,7 +36,7 @@ class Row:
     settings: tuple[str, ...] = ()  # default: those of the table
     mono: bool = False  # VPO without the place of its sounds
     against: str = ''  # the row that this one is compared with; default the table's reference
-    encoder: str = ''  # one of the profile's `variants`; default the profile's visual encoder
+    encoder: str = ''  # one of the profile's `variants`; default the profile's own encoders
     train: dict[str, dict[str, Any]] = field(default_factory=dict)  # setting -> training values over the profile's
     mixture: dict[str, Any] = field(default_factory=dict)  # values of `Mixture`: trained on negatives as well
     seeds: int = 1  # at least so many, the first ones, where a question is about the spread

@@ -38,12 +38,13 @@ class PaperResults:
         return pd.DataFrame([{'page': e.id, 'experiment': f'[{e.title}](../experiments/{e.notebook}.ipynb)', **{name: state((name, e.id)) for name in self.where}} for e in self.experiments]).to_markdown(index=False)
 
     def on_what(self) -> str:
-        "A line for every profile: how many pages, and on which machines they were computed."
+        "A line for every profile: how many pages, on which machines they were computed, and by which commits their models were trained."
         def line(profile:str) -> str:
             found = {k: m for k, m in self.metas.items() if k[0].split(', ')[0] == profile}
             if not found: return f'- `{profile}`: not run yet; there is no `results/{profile}` with pages of this paper.' + (' It is meant for a machine with a GPU, and has not been run on one.' if profile == 'full' else '')
             devices = sorted({d for m in found.values() for d in m.get('devices') or [m['environment']['device']]})
-            return f"- `{profile}`: {len(found)} page{'s' if len(found) > 1 else ''}, computed on {'; '.join(devices)}."
+            trained = sorted({c for m in found.values() for c in m.get('trained_at', [])})
+            return f"- `{profile}`: {len(found)} page{'s' if len(found) > 1 else ''}, computed on {'; '.join(devices)}; trained at {', '.join(trained) or 'no commit: nothing was trained'}."
         return '\n'.join(line(p) for p in PROFILES if p != 'smoke')
 
     def claims(self) -> str:
