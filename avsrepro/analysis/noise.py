@@ -7,16 +7,17 @@ __all__ = ['KINDS', 'rolling_train', 'train_noise', 'Noisy']
 
 # %% ../../nbs/analysis/45_noise.ipynb #4dda2f86
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.errors import check, unknown
+from ..core.identity import code_hash
 from ..core.seeding import generator, rng
 from ..data.assets import open_bank
 from ..data.audio import SAMPLE_RATE, brownian_noise, fit_examples, log_mel, mix, mix_at_snr
+from ..data.robust import Derived, sound_of
 
 # %% ../../nbs/analysis/45_noise.ipynb #336e113b
 def rolling_train(samples:int, draw:np.random.Generator) -> Tensor:
@@ -46,19 +47,20 @@ def train_noise(source:str,  # of the data: on 'voc_esc' a recording
 # %% ../../nbs/analysis/45_noise.ipynb #afb6c2a8
 KINDS = ('brownian', 'train')
 
-class Noisy(Sequence):
+class Noisy(Derived):
     "A data set of Clips with noise over the whole sound, by a factor of the noise's peak or at a signal-to-noise ratio in dB."
     def __init__(self, clips:Sequence, kind:str, source:str='procedural', factor:float|None=None, snr_db:float|None=None):
         if kind not in KINDS: raise unknown('kind of noise', kind, KINDS)
         check((factor is None) != (snr_db is None), 'give either a factor or a signal-to-noise ratio.')
-        self.clips, self.ids, self.kind, self.source, self.factor, self.snr_db = clips, clips.ids, kind, source, factor, snr_db
+        self.kind, self.source, self.factor, self.snr_db = kind, source, factor, snr_db
+        super().__init__(clips, clips.ids, dict(kind=kind, source=source, factor=factor, snr_db=snr_db, code=code_hash('avsrepro.analysis.noise')))
 
-    def __len__(self) -> int: return len(self.clips)
+    def label(self, i:int) -> dict: return {}
 
-    def __getitem__(self, i:int):
-        clip = self.clips[i]; n = clip.audio.shape[-1]
-        noise = brownian_noise(n, generator('brownian noise', clip.info['id'])) if self.kind == 'brownian' else train_noise(self.source, n, clip.info['id'])
-        loud = bool((clip.audio.square().mean(-1) > 0).all())  # a silent clip has no ratio: it stays as it is
-        wav = mix(clip.audio, noise, self.factor) if self.factor is not None else mix_at_snr(clip.audio, noise, self.snr_db) if loud else clip.audio
-        mel = torch.stack([fit_examples(log_mel(w, SAMPLE_RATE), len(clip.frames))[:, 0] for w in wav], 1)
-        return replace(clip, audio=wav, mel=mel)
+    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]:
+        audio, name = sound_of(self.clips, i)[0], self.ids[i]
+        length = audio.shape[-1]
+        noise = brownian_noise(length, generator('brownian noise', name)) if self.kind == 'brownian' else train_noise(self.source, length, name)
+        loud = bool((audio.square().mean(-1) > 0).all())  # a silent clip has no ratio: it stays as it is
+        wav = mix(audio, noise, self.factor) if self.factor is not None else mix_at_snr(audio, noise, self.snr_db) if loud else audio
+        return wav, torch.stack([fit_examples(log_mel(w, SAMPLE_RATE), T)[:, 0] for w in wav], 1)
