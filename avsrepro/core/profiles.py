@@ -61,7 +61,7 @@ def _both(procedural:dict, voc:dict|None=None, **per_setting:dict) -> dict:
 def _vpo(**values:Any) -> dict[str, dict]: return {s: dict(values) for s in ('vpo-ss', 'vpo-ms', 'vpo-msmi')}
 
 _QUICK = dict(weight_decay=.02, gamma=.3, loss_stride=4, clip_grad=5.)
-_CLASSES, _S4, _MS3 = (dict(batch_size=n, lr=lr, warmup_steps=steps, **_QUICK) for n, lr, steps in ((4, 2.5e-3, 60), (8, 3e-3, 30), (16, 4e-3, 30)))  # with many classes steps count, not clips
+_CLASSES, _S4, _MS3 = (dict(batch_size=n, lr=lr, warmup_steps=steps, **_QUICK) for n, lr, steps in ((4, 2.5e-3, 60), (8, 3e-3, 30), (12, 4e-3, 30)))  # with many classes steps count, not clips
 
 PROFILES = {p.name: p for p in (
     Profile('smoke', 'tests and CI: does every line run?', (0,),
@@ -76,11 +76,11 @@ PROFILES = {p.name: p for p in (
             dict(procedural={**_MINI['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), _MINI,
             dict(sdavs=dict(dim=32, levels=3, tokens=4), tpavi=dict(dim=32, levels=3, upsample=0, gamma=1.), avsegformer=dict(dim=32, levels=3, queries=8, layers=1, points=2, heads=2, pixel_mlp=64, ffn=64, generator_ffn=64, upsample='after'),
                  selm=dict(dim=32, levels=3, heads=2, dropout=0., queries=8, decoder_layers=1, pixel_mlp=64), ddeseg=dict(dim=32, levels=3, depths=(1, 1, 1), mlp_ratio=2, heads=4)),
-            dict(s4=dict(epochs=4, **_S4), ms3=dict(epochs=3, **_MS3), avss=dict(epochs=4, **_CLASSES), **_vpo(epochs=4, **_CLASSES)),
+            dict(s4=dict(epochs=3, window=3, **_S4), ms3=dict(epochs=3, window=3, **_MS3), avss=dict(epochs=4, window=5, **_CLASSES), **_vpo(epochs=4, **_CLASSES)),
             (224, 224), dict(visual=dict(amount=2200, crop=96, epochs=4, lr=4e-3), audio=dict(amount=1500, epochs=5)),
             dict(tpavi=dict(s4=dict(epochs=8, lr=1e-3, amp='bf16'), ms3=dict(epochs=4, lr=3e-3, amp='bf16', loss=dict(ce=1., dice=1., avm=.01)), avss=dict(amp='bf16')),  # Dice is ours: in so few steps the cross entropy alone marks next to nothing
-                 avsegformer=dict(s4=dict(lr=1e-3), ms3=dict(lr=2e-3), avss=dict(epochs=3, lr=1e-3)),
-                 selm=dict(s4=dict(epochs=3), ms3=dict(epochs=2), avss=dict(epochs=3)), ddeseg=dict(ms3=dict(epochs=2), avss=dict(lr=2e-3), **_vpo(epochs=3)))),
+                 avsegformer=dict(s4=dict(epochs=4, lr=1e-3), ms3=dict(lr=2e-3), avss=dict(epochs=3, lr=1e-3)),
+                 selm=dict(s4=dict(window=None), ms3=dict(epochs=2, window=None), avss=dict(epochs=3)), ddeseg=dict(ms3=dict(epochs=2), avss=dict(lr=2e-3), **_vpo(epochs=3)))),
     Profile('full', 'the committed results where a GPU is at hand', (0, 1, 2),
             _both(dict(size=192, val=100, test=300), dict(size=224), s4=dict(train=2000), ms3=dict(train=3000), avss=dict(train=3000), avis=dict(train=1, val=1, test=50), **_vpo(train=5000)),
             dict(procedural={**_LITTLE['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), _LITTLE,

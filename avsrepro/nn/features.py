@@ -90,6 +90,7 @@ def run_encoder(encoder:nn.Module, inputs:torch.Tensor, step:int=16) -> list[tor
     device, training, out = next(encoder.parameters()).device, encoder.training, []
     encoder.eval()
     try:
+        encoder.to(memory_format=torch.channels_last)  # convolutions without gradients take up to half the time
         with torch.autocast(device.type, enabled=False):
             for x in inputs.split(step):
                 x = x.to(device)
@@ -98,7 +99,7 @@ def run_encoder(encoder:nn.Module, inputs:torch.Tensor, step:int=16) -> list[tor
                     x = (x/255 - mean)/std
                 y = encoder(x.float())
                 out.append([t.float().cpu() for t in (y if isinstance(y, (list, tuple)) else [y])])
-    finally: encoder.train(training)
+    finally: encoder.to(memory_format=torch.contiguous_format).train(training)
     return [torch.cat(t) for t in zip(*out)]
 
 # %% ../../nbs/nn/30_features.ipynb #095e9582
@@ -190,17 +191,33 @@ class ClipFeatures:
     def __init__(self, visual:nn.Module, audio:nn.Module,
                  clips:Sequence,  # a data set of Clips; one that never changes has a `fingerprint`, and its clips are read once
                  cache:FeatureCache|None=None, progress:bool=True):
+        self._make([self], [(visual, audio)], clips, cache or FeatureCache(), progress)
+
+    @classmethod
+    def together(cls, encoders:Sequence[tuple[nn.Module, nn.Module]],  # (visual, audio) of each
+                 clips:Sequence, cache:FeatureCache|None=None, progress:bool=True) -> list['ClipFeatures']:
+        "The same for several pairs of encoders, for which the clips are read once."
+        made = [cls.__new__(cls) for _ in encoders]
+        cls._make(made, encoders, clips, cache or FeatureCache(), progress)
+        return made
+
+    @staticmethod
+    def _make(made:Sequence['ClipFeatures'], encoders:Sequence[tuple[nn.Module, nn.Module]], clips:Sequence, cache:FeatureCache, progress:bool) -> None:
+        "Fill each of `made` from what is stored, or by reading the clips, and store it."
         check(len(clips) > 0, 'expected a data set with at least one clip, found none.')
-        cache = cache or FeatureCache()
-        before, frames, sounds = (cache.hits, cache.misses), cache.stream(visual, 'visual'), cache.stream(audio, 'audio')
-        fingerprint = getattr(clips, 'fingerprint', None)
-        index = fingerprint and cache.root/'clips'/f'{content_hash([fingerprint, len(clips), frames.key, sounds.key, str(cache.dtype), torch.__version__], length=32)}.safetensors'
-        if not (index and self._found(index, frames, sounds)):
-            if isinstance(clips, Derived): self._rehear(clips, ClipFeatures(visual, audio, clips.clips, cache, progress), frames, sounds)
-            else: self._read(clips, frames, sounds, progress)
-            if index: self._keep(index)
-        self.stats = dict(clips=len(self), frames=sum(map(len, self.visual_index)), unique_frames=len(self.visual[0]), unique_sounds=len(self.audio_vector),
-                          hits=cache.hits - before[0], misses=cache.misses - before[1])
+        before, fingerprint, todo = (cache.hits, cache.misses), getattr(clips, 'fingerprint', None), []
+        for f, pair in zip(made, encoders):
+            frames, sounds = (cache.stream(e, kind) for e, kind in zip(pair, ('visual', 'audio')))
+            index = fingerprint and cache.root/'clips'/f'{content_hash([fingerprint, len(clips), frames.key, sounds.key, str(cache.dtype), torch.__version__], length=32)}.safetensors'
+            if not (index and f._found(index, frames, sounds)): todo.append((f, pair, frames, sounds, index))
+        if isinstance(clips, Derived):
+            below = ClipFeatures.together([pair for _, pair, *_ in todo], clips.clips, cache, progress) if todo else []
+            for (f, _, frames, sounds, _), of in zip(todo, below): f._rehear(clips, of, frames, sounds)
+        elif todo: ClipFeatures._read([(f, frames, sounds) for f, _, frames, sounds, _ in todo], clips, progress)
+        for f, *_, index in todo:
+            if index: f._keep(index)
+        for f in made: f.stats = dict(clips=len(f), frames=sum(map(len, f.visual_index)), unique_frames=len(f.visual[0]), unique_sounds=len(f.audio_vector),
+                                      hits=cache.hits - before[0], misses=cache.misses - before[1])
 
     def _keep(self, path:Path) -> None:
         "Write what is not a feature: targets, which row belongs to which frame, and the chunks that hold the rows."
@@ -220,20 +237,24 @@ class ClipFeatures:
         self.visual, (self.audio_vector, self.audio_map) = frames.rows(), sounds.rows()
         return True
 
-    def _read(self, clips:Sequence, frames:'FeatureStream', sounds:'FeatureStream', progress:bool) -> None:
+    @staticmethod
+    def _read(todo:Sequence[tuple['ClipFeatures', 'FeatureStream', 'FeatureStream']], clips:Sequence, progress:bool) -> None:
         "Read all clips and encode what is new."
-        self.ids, self.targets, self.supervised, seen, heard = [], [], [], [], []
+        for f, _, _ in todo: f.ids, f.targets, f.supervised, f.visual_index, f.audio_index = [], [], [], [], []
         for i in tqdm(range(len(clips)), desc='frozen features', unit='clip', delay=2, leave=False, disable=not progress):
             clip = clips[i]
-            mel = sounds.encoder.hear(clip)
-            self._check(clip, mel, i)
-            self.ids.append(clip.info['id'])
-            seen.append(torch.tensor([frames.add(f) for f in clip.frames]))
-            heard.append(torch.tensor([sounds.add(m) for m in mel]))
-            self.targets.append(clip.target.to(torch.uint8))
-            self.supervised.append(clip.supervised.bool())
-        self.visual_index, self.audio_index = seen, heard
-        self._rows(frames, sounds)
+            for f, frames, sounds in todo: f._take(clip, i, frames, sounds)
+        for f, frames, sounds in todo: f._rows(frames, sounds)
+
+    def _take(self, clip, i:int, frames:'FeatureStream', sounds:'FeatureStream') -> None:
+        "Encode clip `i`, which is the next one."
+        mel = sounds.encoder.hear(clip)
+        self._check(clip, mel, i)
+        self.ids.append(clip.info['id'])
+        self.visual_index.append(torch.tensor([frames.add(f) for f in clip.frames]))
+        self.audio_index.append(torch.tensor([sounds.add(m) for m in mel]))
+        self.targets.append(clip.target.to(torch.uint8))
+        self.supervised.append(clip.supervised.bool())
 
     def _rehear(self, clips:Derived, of:'ClipFeatures', frames:'FeatureStream', sounds:'FeatureStream') -> None:
         "The features `of` the clips below, with the sounds of `clips`: no picture is read again."

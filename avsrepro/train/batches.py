@@ -41,6 +41,12 @@ class Batch:
     target: Tensor  # uint8 [B,T,H,W]: 0 background, k class, 255 void
     supervised: Tensor  # bool [B,T]
 
+    def part(self, start:int, stop:int) -> 'Batch':
+        "The same clips from second `start` up to `stop`."
+        cut, x = (lambda t: t[:, start:stop]), self.inputs
+        inputs = Features(list(map(cut, x.visual)), cut(x.audio_vector), cut(x.audio_map)) if isinstance(x, Features) else tuple(map(cut, x))
+        return Batch(self.ids, inputs, cut(self.target), cut(self.supervised))
+
 def in_steps(order:Sequence[int], batch_size:int) -> list[list[int]]:
     "`order` cut into steps of `batch_size`, the last one perhaps smaller."
     return [list(order[i:i + batch_size]) for i in range(0, len(order), batch_size)]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OpenSplits', 'Report', 'rate_factor', 'make_optimizer', 'reduce_target', 'weighted_loss', 'batch_loss', 'evaluate',
            'validate', 'make_model', 'default_device', 'forget_sources', 'default_splits', 'check_splits',
-           'make_sources', 'train_epoch', 'cpu_threads', 'not_finite', 'next_epoch', 'train_run', 'count_parameters',
-           'sole_trainer', 'run', 'load_trained', 'work']
+           'make_sources', 'windowed', 'train_epoch', 'cpu_threads', 'not_finite', 'next_epoch', 'train_run',
+           'count_parameters', 'sole_trainer', 'run', 'load_trained', 'work']
 
 # %% ../../nbs/train/30_engine.ipynb #ecc4d93a
 import itertools
@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -158,6 +159,14 @@ def make_sources(spec:RunSpec,
     return {k: (s.silenced(model) if spec.audio == 'zeroed' else s).coarsest(model.levels) for k, s in _kept[key].items()}
 
 # %% ../../nbs/train/30_engine.ipynb #618f6a8a
+def windowed(batch:Batch, length:int|None, draw:np.random.Generator) -> Batch:
+    "`length` consecutive seconds of the clips of a batch, the same ones of each; a clip's only supervised second is among them."
+    T = batch.supervised.shape[1]
+    if length is None or length >= T: return batch
+    supervised = [s for s in range(T - length + 1) if batch.supervised[:, s:s + length].any()]
+    start = int(draw.choice(supervised or range(T - length + 1)))
+    return batch.part(start, start + length)
+
 def train_epoch(model:AVSModel, source:Source, optimizer:torch.optim.Optimizer, config:TrainConfig,
                 seed:int,
                 epoch:int  # from 1
@@ -165,13 +174,14 @@ def train_epoch(model:AVSModel, source:Source, optimizer:torch.optim.Optimizer, 
     "Train for one epoch; returns the mean of every loss term over the clips."
     seed_everything(seed_of('epoch', seed, epoch))
     order = rng(seed, 'order', epoch).permutation(len(source)).tolist()
-    per_epoch, sums = len(source.steps(config.batch_size, order)), {}
+    per_epoch, sums, draw = len(source.steps(config.batch_size, order)), {}, rng(seed, 'window', epoch)
     model.train()
     for n, batches in enumerate(source.batches(config.batch_size, order)):
         for g in optimizer.param_groups: g['lr'] = config.lr * rate_factor((epoch - 1) * per_epoch + n, config.epochs * per_epoch, config)
         optimizer.zero_grad(set_to_none=True)
         clips = sum(len(b.ids) for b in batches)
         for b in batches:
+            b = windowed(b, config.window, draw)
             terms = batch_loss(model, b, config)
             (terms['total'] * (len(b.ids) / clips)).backward()
             for k, v in terms.items(): sums[k] = sums.get(k, 0) + v.detach() * len(b.ids)

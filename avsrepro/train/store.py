@@ -47,6 +47,7 @@ class TrainConfig:
     milestones: tuple[float, ...] = (0.6, 0.85)  # fractions of all steps at which the rate is multiplied by gamma
     gamma: float = 0.1
     warmup_steps: int = 0  # linear, from 0
+    window: int|None = None  # seconds of a clip that a step trains on, consecutive ones drawn at random with a supervised one among them; None: all of them
     loss: dict[str, float]|None = None  # weights of the loss terms; None: the model's own
     loss_stride: int = 1  # 1: loss at the target's resolution; 4: at the decoder's own, on a target reduced by area
     clip_grad: float|None = None  # largest gradient norm
@@ -60,6 +61,7 @@ class TrainConfig:
 def _check_config(c:TrainConfig) -> None:
     for name in ('epochs', 'batch_size', 'threads'): _require(isinstance(v := getattr(c, name), int) and v > 0, name, v, 'a positive whole number')
     for name in ('warmup_steps', 'workers'): _require(isinstance(v := getattr(c, name), int) and v >= 0, name, v, 'a whole number from 0')
+    _require(c.window is None or isinstance(c.window, int) and c.window > 0, 'window', c.window, 'None or a positive whole number')
     _require(c.lr > 0, 'lr', c.lr, 'a positive number')
     _require(c.optimizer == 'adamw', 'optimizer', c.optimizer, "'adamw'")
     _require(all(0 <= m <= 1 for m in c.milestones), 'milestones', c.milestones, 'fractions between 0 and 1')
