@@ -11,7 +11,6 @@ __all__ = ['app', 'data_app', 'runs_app', 'main', 'notebook_parameters', 'execut
 import ast
 import base64
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ import typer
 from tqdm import tqdm
 
 from .core.errors import InputError, check, unknown
-from .core.paths import atomic_write, cache_dir, publish, repo_root
+from .core.paths import atomic_write, cache_dir, repo_root
 from .core.processes import cores, worker_pool
 
 # %% ../nbs/cli/10_cli.ipynb #3492c690
@@ -130,26 +129,22 @@ def reproduce(paper:Annotated[Optional[str], typer.Option(help='sdavs, robust, s
 # %% ../nbs/cli/10_cli.ipynb #d72bd5e9
 @data_app.command('make')
 def data_make(folder:Annotated[Path, typer.Argument(help='New folder for the data set.')],
-              setting:Annotated[str, typer.Option(help='s4, ms3 or avss.')]='ms3',
+              setting:Annotated[Optional[list[str]], typer.Option(help='s4, ms3 (the default), avss, vpo-ss, vpo-ms, vpo-msmi or avis; may be repeated.')]=None,
               bank:Annotated[str, typer.Option(help='procedural or voc_esc.')]='procedural',
-              style:Annotated[str, typer.Option(help='cutouts or collage.')]='cutouts',
+              style:Annotated[Optional[str], typer.Option(help='cutouts (the default) or collage; of s4, ms3 and avss.')]=None,
               size:Annotated[int, typer.Option(help='Height and width of a frame in pixels.')]=128,
-              train:int=400, val:int=60, test:int=120, seed:int=0, jobs:Optional[int]=None) -> None:
-    "Compose a data set from a bank and write it in the released layout."
-    from avsrepro.data.scenes import SceneConfig, write_dataset
-    check(not folder.exists(), f'{folder}: exists already; give a new folder.')
-    cfg = SceneConfig(bank=bank, setting=setting, style=style, size=size, train=train, val=val, test=test, seed=seed)
-    part = folder.with_name(folder.name + '.part')
-    shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
-    try:
-        write_dataset(cfg, part, jobs)
-        publish(part, folder)
-    finally: shutil.rmtree(part, ignore_errors=True)
-    print(folder)
+              train:Annotated[Optional[int], typer.Option(help='Clips, samples or videos; default 400, of avis 4.')]=None,
+              val:Annotated[Optional[int], typer.Option(help='Default 60, of avis 2.')]=None,
+              test:Annotated[Optional[int], typer.Option(help='Default 120, of avis 24.')]=None,
+              seed:int=0, jobs:Optional[int]=None) -> None:
+    "Compose data sets from a bank and write them in the released layouts."
+    from avsrepro.data.loading import write_generated
+    given = dict(bank=bank, style=style, size=size, train=train, val=val, test=test, seed=seed)
+    print(write_generated(folder, setting or ['ms3'], jobs, **{k: v for k, v in given.items() if v is not None}))
 
 @data_app.command('check')
 def data_check(folder:Annotated[Path, typer.Argument(help='Root of the data set.')],
-               setting:Annotated[str, typer.Option(help='s4, ms3 or avss.')]='ms3') -> None:
+               setting:Annotated[str, typer.Option(help='s4, ms3, avss, vpo-ss, vpo-ms, vpo-msmi or avis.')]='ms3') -> None:
     "List what is missing or wrong, file by file, and count clips; exit code 1 when something is."
     from avsrepro.data.check import check_dataset
     check(folder.is_dir(), f'{folder}: no such folder; give the root of a data set.')

@@ -1,4 +1,4 @@
-"""Check a data set in the layout of AVSBench, file by file: what is missing, what is wrong, how many clips each split has.
+"""Check a data set in the layout of AVSBench, VPO or AVIS, file by file: what is missing, what is wrong, how many clips each split has.
 
     python data_prep/check_avsbench.py path/to/AVSBench --setting s4
 
@@ -13,8 +13,8 @@ from avsrepro.data.check import check_dataset
 
 def main(args=None):
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('root', type=Path, help='the folder that holds Single-source and Multi-sources, or v1s, v1m and v2')
-    p.add_argument('--setting', nargs='+', required=True, help='one or more of s4, ms3, avss')
+    p.add_argument('root', type=Path, help='the folder that holds Single-source and Multi-sources, or v1s, v1m and v2; VPO and VGGSound; or test.json of AVIS')
+    p.add_argument('--setting', nargs='+', required=True, help='one or more of s4, ms3, avss, vpo-ss, vpo-ms, vpo-msmi, avis')
     p.add_argument('--frames', type=int, help='frames per clip, if not as released')
     given = p.parse_args(args)
     try:
