@@ -114,16 +114,16 @@ def test_papermill_runs_it_and_refuses_a_misspelt_parameter(smoke, cache, tmp_pa
     assert wrong.returncode != 0 and "unknown parameter 'profil'. Did you mean 'profile'?" in wrong.stderr
 
 
-def test_generated_data_pass_the_checker(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', ['avsrepro', 'data', 'make', str(tmp_path/'d'), '--size', '32', '--train', '2', '--val', '1', '--test', '1'])
-    with pytest.raises(SystemExit) as e: cli.main()
-    assert not e.value.code
-    monkeypatch.setattr(sys, 'argv', ['avsrepro', 'data', 'check', str(tmp_path/'d')])
-    with pytest.raises(SystemExit) as e: cli.main()
-    assert not e.value.code
-    next((tmp_path/'d').rglob('*_1.png')).unlink()
-    with pytest.raises(SystemExit) as e: cli.main()
-    assert e.value.code == 1
+@pytest.mark.parametrize('setting,file', [('ms3', '*_1.png'), ('vpo-msmi', '*.jpg'), ('avis', 'test/*/*.jpg')])
+def test_generated_data_pass_the_checker(tmp_path, monkeypatch, setting, file):
+    def code(*args):
+        monkeypatch.setattr(sys, 'argv', ['avsrepro', 'data', *args])
+        with pytest.raises(SystemExit) as e: cli.main()
+        return e.value.code or 0
+    assert code('make', str(tmp_path/'d'), '--setting', setting, '--size', '32', '--train', '2', '--val', '1', '--test', '1') == 0
+    assert code('check', str(tmp_path/'d'), '--setting', setting) == 0
+    next((tmp_path/'d').rglob(file)).unlink()
+    assert code('check', str(tmp_path/'d'), '--setting', setting) == 1
 
 
 def test_table_whose_data_are_not_in_the_folder(capsys, monkeypatch, tmp_path):

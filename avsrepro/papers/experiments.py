@@ -142,8 +142,8 @@ SELM = (
     _selm('fig05', 'What the selection leaves', 'fig05_selection', (_NO_BCSM, _SELM), settings=('ms3',)),
     _selm('q1', 'Is the release deaf in its alignment?', 'q1_alignment', (_NO_DAM, _A2V, _SELM, *(_code(r, slip=False) for r in (_NO_DAM, _A2V, _SELM))), settings=('ms3',)),
     _selm('q2', 'What does a selective scan add in five steps?', 'q2_sequences', (_NO_BCSM, *(_part(name, sequence=kind) for name, kind in (('gated MLP', 'mlp'), ('GRU', 'gru'), ('self-attention', 'attention'))), _SELM), settings=('ms3',)),
-    _selm('q3', 'What does the slip in the batch order change?', 'q3_slip', tuple(replace(_code(_SELM, slip=slip), name=name, train=dict(ms3=dict(batch_size=n, epochs=1, lr=1e-3)))
-          for name, n, slip in (('batch of 1', 1, True), ('batch of 2', 2, True), ('batch of 2, mended', 2, False))), 'batch of 1', ('ms3',)),
+    _selm('q3', 'What does the slip in the batch order change?', 'q3_slip', tuple(replace(_code(_SELM, slip=slip), name=name, train=dict(s4=dict(batch_size=n, epochs=1, lr=1e-3)))
+          for name, n, slip in (('batch of 1', 1, True), ('batch of 2', 2, True), ('batch of 2, mended', 2, False))), 'batch of 1', ('s4',)),
     _selm('q4', 'Auditory illusions, counted', 'q4_illusions', _ILLUSIONS, settings=('ms3',)),
     _selm('claims', 'Every claim of the paper that a number supports', 'claims', (), '', (), last=True),
 )
