@@ -13,8 +13,9 @@ from concurrent.futures import ProcessPoolExecutor
 
 # %% ../../nbs/core/50_processes.ipynb #276b130a
 def cores() -> int:
-    "CPU cores that this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    "CPU cores that this process may use; a worker has its share of those of the process that started it."
+    n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return min(n, int(os.environ.get('AVSREPRO_CORES', n)))
 
 # %% ../../nbs/core/50_processes.ipynb #4e609bd9
 def follow_parent() -> None:
@@ -22,6 +23,10 @@ def follow_parent() -> None:
     def wait(parent): parent.join(); os._exit(1)
     if parent := multiprocessing.parent_process(): threading.Thread(target=wait, args=(parent,), daemon=True).start()
 
+def _begin(share:int) -> None:
+    os.environ['AVSREPRO_CORES'] = str(share)  # also for the processes that a worker starts
+    follow_parent()
+
 def worker_pool(jobs:int) -> ProcessPoolExecutor:
-    "`jobs` fresh processes that end with this one."
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), initializer=follow_parent)
+    "`jobs` fresh processes that end with this one and share its cores."
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), initializer=_begin, initargs=(max(1, cores()//jobs),))
