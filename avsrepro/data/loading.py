@@ -10,6 +10,7 @@ __all__ = ['SETTINGS', 'GENERATORS', 'table_of', 'locate', 'Generator', 'generat
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,9 @@ def write_generated(folder:str|Path, settings:Sequence[str], jobs:int|None=None,
     check(not folder.exists(), f'{folder}: exists already; expected the name of a new folder.')
     for s in settings:
         kind, given = generator_of(s).config, {**values, **({} if s == 'avis' else dict(setting=s))}
+        for f in fields(kind):
+            pair, v = isinstance(f.default, tuple), given.get(f.name, f.default)
+            check(isinstance(v, tuple) == pair, f'{f.name} of {s} is {v}; expected {"the least and the most" if pair else "one value"}, as {f.default}.')
         todo.append((s, kind(**known_keys(kind, given, 'option'))))
     part = folder.with_name(folder.name + '.part')
     shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
