@@ -66,7 +66,7 @@ def execute_notebook(notebook:Path, parameters:dict) -> Path:
 def keep_notebook(executed:Path, folder:Path) -> Path:
     "Put the executed notebook into the results folder, its pictures small (the figures lie beside it in full) and without the machine's paths that papermill notes in its metadata."
     import nbformat
-    from avsrepro.core.pictures import in_256_colours
+    from avsrepro.core.pictures import preview
     nb = nbformat.read(executed, as_version=4)
     for part in (nb, *nb.cells): part.metadata.pop('papermill', None)
     for cell in nb.cells:
@@ -74,7 +74,9 @@ def keep_notebook(executed:Path, folder:Path) -> Path:
         cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr'] if cell.cell_type == 'code' else cell.get('outputs', [])
         if cell.cell_type != 'code': cell.pop('outputs', None)
         for o in cell.get('outputs', []):
-            if 'image/png' in o.get('data', {}): o.data['image/png'] = base64.b64encode(in_256_colours(base64.b64decode(o.data['image/png']))).decode()
+            if 'image/png' not in o.get('data', {}): continue
+            kind, small = preview(base64.b64decode(o.data.pop('image/png')))
+            o.data[kind] = base64.b64encode(small).decode()
     executed.unlink()
     return atomic_write(folder/'notebook.ipynb', nbformat.writes(nb))
 

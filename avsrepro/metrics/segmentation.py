@@ -244,12 +244,10 @@ def class_counts(pred:Tensor,  # [N, H, W] class of each pixel
                  num_classes:int
                 ) -> dict[str, Tensor]:
     "Pixels per frame and class `[N, K]`: inter, predicted, positive. Void pixels are in none of them."
-    frame = torch.arange(len(pred), device=pred.device)[:, None, None]
-    def count(classes:Tensor, where:Tensor) -> Tensor:
-        flat = torch.bincount((frame * num_classes + classes)[where], minlength=len(pred) * num_classes)
-        return rearrange(flat, '(n k) -> n k', k=num_classes)
-    labelled = target != VOID
-    return dict(inter=count(target, labelled & (pred == target)), predicted=count(pred, labelled), positive=count(target, labelled))
+    n, k = len(pred), num_classes
+    frame = torch.arange(n, device=pred.device)[:, None, None]
+    pairs = torch.bincount(((frame * k + target) * k + pred)[target != VOID], minlength=n * k * k).view(n, k, k)  # target, prediction
+    return dict(inter=pairs.diagonal(dim1=1, dim2=2), predicted=pairs.sum(1), positive=pairs.sum(2))
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #285a53ab
 def class_means(counts:dict[str, Tensor],  # [N, K] from `class_counts`
@@ -278,9 +276,9 @@ def semantic_pair(prediction:Tensor,  # logits [clips, frames, K, H, W], or clas
                  ) -> tuple[Tensor, int]:
     "The class of each pixel `[clips, frames, H, W]` and K, after checking that the pair can be scored."
     if prediction.ndim == 5:
-        check(not prediction.isnan().any(), "logits: expected numbers, found NaN.")
         check(num_classes in (None, prediction.shape[2]), f"logits: expected {num_classes} classes, found {prediction.shape[2]}.")
-        num_classes, prediction = prediction.shape[2], prediction.argmax(2)
+        num_classes, (highest, prediction) = prediction.shape[2], prediction.max(2)
+        check(not highest.isnan().any(), "logits: expected numbers, found NaN.")
     check(num_classes is not None, "num_classes: expected the number of classes, background included, when classes are given instead of logits.")
     check(prediction.shape == target.shape and target.ndim == 4, f"target: expected [clips, frames, H, W] as predicted, {list(prediction.shape)}, found {list(target.shape)}.")
     for name, t, odd in [('target', target, (target < 0) | ((target >= num_classes) & (target != VOID))),

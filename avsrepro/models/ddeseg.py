@@ -20,7 +20,7 @@ from ..core.errors import check, unknown
 from ..core.seeding import generator
 from .base import AVSModel, Output, check_inputs, register_model
 from ..nn.features import Features, encoder_key
-from ..train.losses import dice_loss, iou_loss
+from ..train.losses import dice_loss, iou_loss, overlap_sums
 from ..train.memory import Memory, read_memory
 
 # %% auto #0
@@ -82,7 +82,7 @@ class Discrimination(nn.Module):
         there, own = recall.mask[which], F.linear(a, self.edge.weight) - self.edge.bias
         e = F.gelu(F.linear(recall.items, self.edge.weight)[which] - own[:, :, None, None])     # [N,K,k,m,d], Eq. 9
         if self.offset == 'item': e, there = rearrange(e, 'n t k m d -> n t (k m) d'), rearrange(there, 'n t k m -> n t (k m)')
-        w = self.weigh(e).masked_fill(~there[..., None], -1e4).softmax(-2)                      # Eq. 10
+        w = (self.weigh(e) - 1e4 * ~there[..., None]).softmax(-2)                               # Eq. 10; filling is slow
         if self.offset == 'cluster':
             delta, there = torch.tanh(self.out((w * e).sum(-2))), there.any(-1)[..., None]      # [N,K,k,d], Eq. 11
             return a * (1 + (delta * there).sum(-2) / there.sum(-2))                            # Eq. 12
@@ -387,5 +387,6 @@ class DDESeg(AVSModel):
 
     def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
         "dice_all, iou_all: over all classes, absent ones too, smoothing 1e-5 (detail 18)."
-        kw = dict(smooth=1e-5, classes='all')
-        return dict(dice_all=dice_loss(output.logits, target, supervised, **kw), iou_all=iou_loss(output.logits, target, supervised, **kw))
+        given = output.logits, target, supervised
+        kw = dict(smooth=1e-5, classes='all', sums=overlap_sums(*given))
+        return dict(dice_all=dice_loss(*given, **kw), iou_all=iou_loss(*given, **kw))

@@ -207,7 +207,7 @@ CLAIMS = [*MODULE_CLAIMS, *OTHER_CLAIMS, *ROBUST_CLAIMS, *SELM_CLAIMS, *DDESEG_C
 
 # %% ../../nbs/papers/15_claims.ipynb #0450d9a0
 def read_results(folder:str|Path) -> pd.DataFrame:
-    """The differences of a results folder: table, row, against, setting, metric, `delta`, `low`, `high`.
+    """The differences of a results folder: table, row, against, setting, metric, `delta`, `low`, `high`, and `extra` for those of `effects.csv`.
 
     Without a `differences.csv`, `against` is '' and `delta` is the score with the score's own interval.
     """
@@ -224,7 +224,9 @@ def read_results(folder:str|Path) -> pd.DataFrame:
             names = sorted(set(scores.row) - set(d.row))
             check(len(names) == 1, f"{folder}: expected differences from one reference row, but {len(names)} rows have none: {', '.join(names)}.")
             d['against'] = names[0]
-    return d.assign(table=scores.table.iloc[0])[['table', 'row', 'against', 'setting', 'metric', 'delta', 'low', 'high']].dropna(subset='delta').reset_index(drop=True)
+    d = d.assign(extra=False)
+    if (folder/'effects.csv').is_file(): d = pd.concat([d, read('effects.csv', {*key, 'against', 'ours_delta', 'low', 'high'}).rename(columns={'ours_delta': 'delta'}).assign(extra=True)])
+    return d.assign(table=scores.table.iloc[0])[['table', 'row', 'against', 'setting', 'metric', 'delta', 'low', 'high', 'extra']].dropna(subset='delta').reset_index(drop=True)
 
 # %% ../../nbs/papers/15_claims.ipynb #da44511e
 def combine(parts:Iterable[tuple[int, Interval]]) -> Interval:
@@ -240,6 +242,9 @@ def difference_of(t:pd.DataFrame,  # from `read_results`
                   setting:str, metric:str, better:str, worse:str) -> Interval|None:
     "`better` minus `worse`: the line that holds it, else the sum of the lines on the way from one to the other; None if there is no way."
     t = t[(t.setting == setting) & (t.metric == metric)]
+    for sign, one, other in ((1, better, worse), (-1, worse, better)):
+        for e in t[(t.row == one) & (t.against == other)].itertuples(): return combine([(sign, Interval(e.delta, e.low, e.high))])
+    t = t[~t.extra]  # they lead from nowhere to nowhere else
     check(not t.duplicated('row').any(), f"{setting} {metric}: expected one result a row, found several of {', '.join(sorted(set(t.row[t.duplicated('row')])))}.")
     lines = {e.row: (e.against, Interval(e.delta, e.low, e.high)) for e in t.itertuples()}
     def way(row: str) -> list[str]:

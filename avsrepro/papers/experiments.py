@@ -175,7 +175,7 @@ DDESEG = (
             (*(replace(r, name={'Baseline, VGGish': 'Baseline', 'DEM+DDM (Ours), VGGish': 'w/ DDM+DEM'}.get(r.name, r.name)) for r in _FACTORIAL), *_SAME_ENCODERS), 'Baseline', ('avss',)),
     _ddeseg('q1', 'Additive or multiplicative derivation?', 'q1_derivation', (_dde('additive (text)'), _dde('multiplicative (code)', derivation='multiply')), 'additive (text)'),
     _ddeseg('q2', 'Gumbel noise at test time', 'q2_gumbel', (_OURS,), _OURS.name, ('ms3',)),
-    _ddeseg('q3', 'Choosing the checkpoint on the test split', 'q3_selection', (replace(_OURS, train=dict(s4=dict(epochs=6, watch_test=True)), seeds=4),), _OURS.name, ('s4',)),
+    _ddeseg('q3', 'Choosing the checkpoint on the test split', 'q3_selection', (replace(_OURS, train=dict(s4=dict(epochs=4, watch_test=True)), seeds=4),), _OURS.name, ('s4',)),
     _ddeseg('q4', 'One set of predictions under two protocols', 'q4_protocols', _SAME_ENCODERS, 'DDESeg'),
     _ddeseg('q5', 'Audio encoder times module', 'q5_factorial', tuple(replace(r, against='' if 'Base' in r.name else 'Baseline' + r.name[r.name.rindex(','):]) for r in _FACTORIAL), 'Baseline, VGGish'),
     _ddeseg('claims', 'Every claim of the paper that a number supports', 'claims', (), '', (), last=True),
@@ -232,8 +232,8 @@ def encoder_options(profile:Profile, source:str, variants:Iterable[str]=('',), p
     chosen = {v: {**profile.encoders[source], **(profile.variants[v] if v else {})} for v in variants}
     bank, wanted = 'procedural' if source == 'avsbench' else source, {}
     config = lambda what, e: PretrainConfig(what, e['backbone' if what == 'visual' else 'audio'], e.get('backbone_options', {}) if what == 'visual' else {}, bank, **profile.pretrain[what])
-    for v, e in chosen.items():
-        for what in ('visual', 'audio'):
+    for what in ('audio', 'visual'):  # HTS-AT takes longest, so hearing first
+        for v, e in sorted(chosen.items(), key=lambda i: not i[1]['audio'].startswith('htsat')):
             if e[f'{what}_weights'] == 'pretrain': wanted[v, what] = config(what, e)
     trained = dict(zip(wanted, pretrained_encoders(list(wanted.values()), progress=progress)))
     for v, e in chosen.items():

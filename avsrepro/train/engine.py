@@ -108,8 +108,9 @@ def validate(model:AVSModel, source:Source, batch_size:int=4, amp:str|None=None)
     "The number that chooses an epoch: mean J over frames, or the mean IoU over classes; NaN if the model predicts NaN."
     scorer, frames = SemanticScorer(model.num_classes), []
     for logits, target, ids in _predictions(model, source, batch_size, amp):
-        if logits.isnan().any(): return math.nan
-        if model.num_classes > 1: scorer.update(logits, target, ids)
+        highest, classes = logits.max(2)
+        if highest.isnan().any(): return math.nan
+        if model.num_classes > 1: scorer.update(classes, target, ids)
         else: frames.append(frame_jaccard(pixel_counts(logits[:, :, 0], target)).flatten())
     return torch.cat(frames).nanmean().item() if frames else scorer.scores()['mIoU']
 
@@ -176,6 +177,7 @@ def train_epoch(model:AVSModel, source:Source, optimizer:torch.optim.Optimizer, 
     order = rng(seed, 'order', epoch).permutation(len(source)).tolist()
     per_epoch, sums, draw = len(source.steps(config.batch_size, order)), {}, rng(seed, 'window', epoch)
     model.train()
+    params = [p for g in optimizer.param_groups for p in g['params']]
     for n, batches in enumerate(source.batches(config.batch_size, order)):
         for g in optimizer.param_groups: g['lr'] = config.lr * rate_factor((epoch - 1) * per_epoch + n, config.epochs * per_epoch, config)
         optimizer.zero_grad(set_to_none=True)
@@ -185,7 +187,7 @@ def train_epoch(model:AVSModel, source:Source, optimizer:torch.optim.Optimizer, 
             terms = batch_loss(model, b, config)
             (terms['total'] * (len(b.ids) / clips)).backward()
             for k, v in terms.items(): sums[k] = sums.get(k, 0) + v.detach() * len(b.ids)
-        if config.clip_grad: nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad, foreach=True)
+        if config.clip_grad: nn.utils.clip_grad_norm_(params, config.clip_grad, foreach=True)
         optimizer.step()
     return {k: v.item() / len(order) for k, v in sums.items()}
 

@@ -31,9 +31,9 @@ def pending(specs:Iterable[RunSpec], store:RunStore) -> dict[str, RunSpec]:
     return {i: s for i, s in {s.run_id: s for s in reversed(list(specs))}.items() if store.get(i) is None}
 
 def longest_first(runs:Mapping[str, RunSpec]) -> dict[str, RunSpec]:
-    "The same runs in the order of epochs times generated training clips, so that no process is left alone with a long one at the end."
-    steps = lambda s: s.config.epochs*s.data.get('config', {}).get('train', 1)
-    return dict(sorted(runs.items(), key=lambda item: -steps(item[1])))
+    "The same runs in the order of the seconds of generated clips that they train on, so that no process is left alone with a long one at the end."
+    seconds = lambda s: s.config.epochs*s.data.get('config', {}).get('train', 1)*(s.config.window or 5)
+    return dict(sorted(runs.items(), key=lambda item: -seconds(item[1])))
 
 # %% ../../nbs/train/40_jobs.ipynb #1565c78e
 ENCODER_OPTIONS = ('backbone', 'audio', 'pretrained', 'weights', 'frozen', 'backbone_options', 'audio_options')
