@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .core.errors import InputError, check, unknown
 from .core.paths import atomic_write, cache_dir, repo_root
-from .core.processes import cores, worker_pool
+from .core.processes import cores, start_server, worker_pool
 
 # %% ../nbs/cli/10_cli.ipynb #3492c690
 app = typer.Typer(name='avsrepro', help='Replications of audio-visual segmentation papers: tables and figures, regenerated.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -108,6 +108,7 @@ def reproduce(paper:Annotated[Optional[str], typer.Option(help='sdavs, robust, s
               jobs:Annotated[Optional[int], typer.Option(min=1, help='Runs at a time; default one a core.')]=None,
               parameter:Annotated[Optional[list[str]], typer.Option('--parameter', '-p', help='NAME=VALUE for the notebook; may be repeated.')]=None) -> None:
     "Regenerate tables and figures: train what is missing, then execute their notebooks. What is finished is never trained again."
+    start_server()
     from avsrepro.core.profiles import get_profile
     from avsrepro.data.loading import locate
     from avsrepro.papers.experiments import missing, plan, select_experiments

@@ -80,7 +80,7 @@ PROFILES = {p.name: p for p in (
             (224, 224), dict(visual=dict(amount=2200, crop=96, epochs=4, lr=4e-3), audio=dict(amount=1500, epochs=5)),
             dict(tpavi=dict(s4=dict(epochs=8, lr=1e-3, amp='bf16'), ms3=dict(epochs=4, lr=3e-3, amp='bf16', loss=dict(ce=1., dice=1., avm=.01)), avss=dict(amp='bf16')),  # Dice is ours: in so few steps the cross entropy alone marks next to nothing
                  avsegformer=dict(s4=dict(epochs=4, lr=1e-3), ms3=dict(lr=2e-3), avss=dict(epochs=3, lr=1e-3)),
-                 selm=dict(s4=dict(window=None), ms3=dict(epochs=2, window=None)), ddeseg=dict(ms3=dict(epochs=2), avss=dict(lr=2e-3), **_vpo(epochs=3)))),
+                 selm=dict(s4=dict(window=None), ms3=dict(epochs=2, window=None)), ddeseg=dict(ms3=dict(epochs=2, window=2), avss=dict(lr=2e-3, window=3), **_vpo(epochs=3)))),
     Profile('full', 'the committed results where a GPU is at hand', (0, 1, 2),
             _both(dict(size=192, val=100, test=300), dict(size=224), s4=dict(train=2000), ms3=dict(train=3000), avss=dict(train=3000), avis=dict(train=1, val=1, test=50), **_vpo(train=5000)),
             dict(procedural={**_LITTLE['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), _LITTLE,

@@ -134,8 +134,9 @@ class HTSAT(AudioBackbone):
         return mel.float() if mel.shape[1] == 1 else 10 * (10**(mel.float() / 10)).mean(1, keepdim=True).log10()
 
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        x = rearrange(self.bn0(rearrange(self.mono(mel), 'n 1 t m -> n m t 1')), 'n m t 1 -> n 1 t m')
-        x = self.swin.patch_embed(fold(stretch(x, self.image * self.strips, self.fill), self.strips))
+        x = stretch(self.mono(mel), self.image * self.strips, self.fill)  # before the norm, which an interpolation commutes with: nothing flows back through it
+        x = rearrange(self.bn0(rearrange(x, 'n 1 t m -> n m t 1')), 'n m t 1 -> n 1 t m')
+        x = self.swin.patch_embed(fold(x, self.strips))
         if self.position is not None: x = x + self.position.repeat(self.strips, 1, 1)
         maps = unfold(self.swin.norm(self.swin.layers(x)), self.strips)
         return maps.mean((2, 3)), maps
