@@ -32,14 +32,16 @@ __all__ = ['DERIVATIONS', 'WEIGHTS', 'OFFSETS', 'ELIMINATIONS', 'CENTRES', 'SCOR
 # %% ../../nbs/models/55_ddeseg.ipynb #5b930aed
 class Recall(nn.Module):
     "Centroids [L,d], and vectors [L,k,m,d] with their mask, of L classes; finds the nearest classes of a sound."
-    def __init__(self, memory: Memory | None, shape: tuple[int, int, int], dim: int, centroid: str = 'all'):
+    def __init__(self, memory: Memory | None, shape: tuple[int, int, int], dim: int, centroid: str = 'all', unit: bool = False):
         super().__init__()
         if memory is None:
             items, mask = torch.randn(*shape, dim, generator=generator('ddeseg', *shape, dim), device='cpu'), torch.ones(shape, dtype=torch.bool, device='cpu')
             centroids = items.mean((1, 2))
         else: items, mask, centroids = memory.items, memory.mask, memory.centroids
         if centroid == 'items': centroids = (items * mask[..., None]).sum((1, 2)) / mask.sum((1, 2))[:, None]
-        for name, x in dict(items=items, mask=mask, centroids=centroids).items(): self.register_buffer(name, x.clone())
+        scale = items[mask].square().mean().sqrt() if unit else torch.ones((), device='cpu')
+        check(scale > 0, 'the memory holds nothing but zeros, which no scale makes larger; expected vectors of an audio encoder.')
+        for name, x in dict(items=items / scale, mask=mask, centroids=centroids / scale, scale=scale).items(): self.register_buffer(name, x.clone())
 
     @torch.no_grad()
     def nearest(self, audio: Tensor, K: int) -> Tensor:
@@ -270,13 +272,14 @@ class DDESeg(AVSModel):
                  levels: int = 4, dim: int | None = None, depths: Sequence[int] | None = None, mlp_ratio: float = 4.,  # not inside: one width for all levels, blocks by level; None: as MiT-B5
                  heads: int = 8, hidden: int | None = None,  # of fusion and elimination; of the audio MLPs, None: 4 d
                  head_dim: int | None = None,  # None: `dim`, or 768
-                 dropout: float = .1, loss_classes: str | None = None):
+                 dropout: float = .1, loss_classes: str | None = None,
+                 unit_sound: bool = False):  # sound and memory divided by the memory's root mean square
         super().__init__(visual, audio, num_classes, frozen)
         own = resolve(spec, derivation=derivation, weights=weights, offset=offset, centroid=centroid, centres=centres, scoring=scoring, first=first, query=query,
                       fusions=fusions, stem_stride=stem_stride, loss_classes=loss_classes)
         for name, given, known in (('elimination', elimination, ELIMINATIONS), ('gumbel', gumbel, NOISE)):
             if given not in known: raise unknown(f'value of {name}', given, known)
-        self._derivation(own, audio, memory, classes, memory_shape, tokens, discrimination)
+        self._derivation(own, audio, memory, classes, memory_shape, tokens, discrimination, unit_sound)
         check(not (own.scoring == 'sum' and elimination != 'none' and self.K == 1), "scoring 'sum' weighs several tokens against each other; there is one: give derivation, scoring='gate' or elimination='none'.")
         self._place(inside, stem_stride, own.stem_stride, levels, dim, depths)
         widths, depth = self._levels(levels, dim, depths, mlp_ratio)
@@ -286,12 +289,12 @@ class DDESeg(AVSModel):
         self.head = Head(widths, head_dim or dim or 768, num_classes, dropout)
         if own.loss_classes == 'all': self.loss = MappingProxyType(dict(ce=5., dice_all=5., iou_all=2.))
 
-    def _derivation(self, own, audio, memory, classes, shape, tokens, discrimination) -> None:
+    def _derivation(self, own, audio, memory, classes, shape, tokens, discrimination, unit) -> None:
         "Memory, step 2 and step 3; without a derivation the sound itself is the one token."
         d, L = audio.dim, self.num_classes - 1 or 16
         memory = None if memory is None else fitting_memory(memory, audio, self.num_classes, classes)
         check(memory is not None or shape is None or len(shape) == 3 and min(shape) >= 1, f'memory_shape is {shape}; expected three numbers: classes, clusters, vectors.')
-        self.recall = Recall(memory, tuple(shape or (L, 5, 5)), d, own.centroid)
+        self.recall = Recall(memory, tuple(shape or (L, 5, 5)), d, own.centroid, unit)
         self.K = 1 if own.derivation == 'none' else tokens
         check(own.derivation == 'none' or 2 <= tokens <= len(self.recall.centroids), f'{tokens} tokens of the {len(self.recall.centroids)} classes of the memory; expected at least 2 and at most that many.')
         self.derive = Derivation(d, own.derivation, own.weights) if self.K > 1 else None
@@ -325,6 +328,7 @@ class DDESeg(AVSModel):
 
     def tokens_of(self, audio: Tensor, clips: int) -> Tensor:
         "Sound [N,d] to tokens [N,K,d] (section 3.1)."
+        audio = audio / self.recall.scale
         which = self.recall.nearest(audio, self.K)
         a = self.tap('audio_raw', rearrange(audio, 'n d -> n 1 d'), clips)
         if self.derive is not None: a = self.derive(audio, self.recall.centroids[which])
