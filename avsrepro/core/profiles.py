@@ -27,7 +27,7 @@ class Profile:
     train: dict[str, dict[str, Any]]  # setting -> values of `TrainConfig`
     size: tuple[int, int]  # (H, W) that the frames of a download are resized to
     pretrain: dict[str, dict[str, Any]] = field(default_factory=dict)  # visual, audio -> values of `PretrainConfig`
-    tuning: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # model -> setting -> values over those of `train`
+    tuning: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # model, or what a row names -> setting -> values over those of `train`
 
     def training(self, model:str, setting:str) -> dict[str, Any]:
         "Values of `TrainConfig` for a model on a setting."
@@ -70,7 +70,8 @@ PROFILES = {p.name: p for p in (
             dict(sdavs=dict(dim=16, levels=3, tokens=4), tpavi=dict(dim=16, levels=3, upsample=1), avsegformer=dict(dim=16, levels=3, queries=4, layers=1, points=2, heads=2, upsample='after'),
                  selm=dict(dim=16, levels=3, heads=2, blocks=1, queries=4, decoder_layers=1), ddeseg=dict(dim=16, levels=3, depths=(1, 1, 1), mlp_ratio=2, heads=4, unit_sound=True)),
             {s: dict(epochs=1, batch_size=2, lr=1e-3, loss_stride=4) for s in ('s4', 'ms3', 'avss', *_vpo())}, (48, 48),
-            dict(visual=dict(size=48, amount=8, epochs=1), audio=dict(amount=4, epochs=1))),
+            dict(visual=dict(size=48, amount=8, epochs=1), audio=dict(amount=4, epochs=1)),
+            dict(selection=dict(s4=dict(epochs=2)))),
     Profile('quick', 'the default: every claim in minutes, on two cores, offline', (0,),
             _both(dict(size=128, val=40, test=120), dict(size=160), s4=dict(train=400), ms3=dict(train=900), avss=dict(train=300), avis=dict(train=1, val=1, test=10), **_vpo(train=400)),
             dict(procedural={**_MINI['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), _MINI,
@@ -80,7 +81,8 @@ PROFILES = {p.name: p for p in (
             (224, 224), dict(visual=dict(amount=2200, crop=96, epochs=4, lr=4e-3), audio=dict(amount=1500, epochs=5)),
             dict(tpavi=dict(s4=dict(epochs=8, lr=1e-3, amp='bf16'), ms3=dict(epochs=4, lr=3e-3, amp='bf16', loss=dict(ce=1., dice=1., avm=.01)), avss=dict(amp='bf16')),  # Dice is ours: in so few steps the cross entropy alone marks next to nothing
                  avsegformer=dict(s4=dict(epochs=4, lr=1e-3), ms3=dict(lr=2e-3), avss=dict(epochs=3, lr=1e-3)),
-                 selm=dict(s4=dict(window=None), ms3=dict(epochs=2, window=None)), ddeseg=dict(ms3=dict(epochs=2, window=2), avss=dict(lr=2e-3, window=3), **_vpo(lr=2e-3)))),
+                 selm=dict(s4=dict(window=None), ms3=dict(epochs=2, window=None)), ddeseg=dict(ms3=dict(epochs=2, window=2), avss=dict(lr=2e-3, window=3), **_vpo(lr=2e-3)),
+                 selection=dict(s4=dict(epochs=12, window=1)), slip=dict(s4=dict(epochs=1, lr=1e-3)))),
     Profile('full', 'the committed results where a GPU is at hand', (0, 1, 2),
             _both(dict(size=192, val=100, test=300), dict(size=224), s4=dict(train=2000), ms3=dict(train=3000), avss=dict(train=3000), avis=dict(train=1, val=1, test=50), **_vpo(train=5000)),
             dict(procedural={**_LITTLE['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), _LITTLE,

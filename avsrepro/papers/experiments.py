@@ -37,6 +37,7 @@ class Row:
     mono: bool = False  # VPO without the place of its sounds
     against: str = ''  # the row that this one is compared with; default the table's reference
     encoder: str = ''  # one of the profile's `variants`; default the profile's own encoders
+    tuning: str = ''  # what the profile's `tuning` calls this row's training values, over those of the model
     train: dict[str, dict[str, Any]] = field(default_factory=dict)  # setting -> training values over the profile's
     mixture: dict[str, Any] = field(default_factory=dict)  # values of `Mixture`: trained on negatives as well
     seeds: int = 1  # at least so many, the first ones, where a question is about the spread
@@ -142,7 +143,7 @@ SELM = (
     _selm('fig05', 'What the selection leaves', 'fig05_selection', (_NO_BCSM, _SELM), settings=('ms3',)),
     _selm('q1', 'Is the release deaf in its alignment?', 'q1_alignment', (_NO_DAM, _A2V, _SELM, *(_code(r, slip=False) for r in (_NO_DAM, _A2V, _SELM))), settings=('ms3',)),
     _selm('q2', 'What does a selective scan add in five steps?', 'q2_sequences', (_NO_BCSM, *(_part(name, sequence=kind) for name, kind in (('gated MLP', 'mlp'), ('GRU', 'gru'), ('self-attention', 'attention'))), _SELM), settings=('ms3',)),
-    _selm('q3', 'What does the slip in the batch order change?', 'q3_slip', tuple(replace(_code(_SELM, slip=slip), name=name, train=dict(s4=dict(batch_size=n, epochs=1, lr=1e-3)))
+    _selm('q3', 'What does the slip in the batch order change?', 'q3_slip', tuple(replace(_code(_SELM, slip=slip), name=name, tuning='slip', train=dict(s4=dict(batch_size=n)))
           for name, n, slip in (('batch of 1', 1, True), ('batch of 2', 2, True), ('batch of 2, mended', 2, False))), 'batch of 1', ('s4',)),
     _selm('q4', 'Auditory illusions, counted', 'q4_illusions', _ILLUSIONS, settings=('ms3',)),
     _selm('claims', 'Every claim of the paper that a number supports', 'claims', (), '', (), last=True),
@@ -175,7 +176,7 @@ DDESEG = (
             (*(replace(r, name={'Baseline, VGGish': 'Baseline', 'DEM+DDM (Ours), VGGish': 'w/ DDM+DEM'}.get(r.name, r.name)) for r in _FACTORIAL), *_SAME_ENCODERS), 'Baseline', ('avss',)),
     _ddeseg('q1', 'Additive or multiplicative derivation?', 'q1_derivation', (_dde('additive (text)'), _dde('multiplicative (code)', derivation='multiply')), 'additive (text)'),
     _ddeseg('q2', 'Gumbel noise at test time', 'q2_gumbel', (_OURS,), _OURS.name, ('ms3',)),
-    _ddeseg('q3', 'Choosing the checkpoint on the test split', 'q3_selection', (replace(_OURS, train=dict(s4=dict(epochs=4, watch_test=True)), seeds=4),), _OURS.name, ('s4',)),
+    _ddeseg('q3', 'Choosing the checkpoint on the test split', 'q3_selection', (replace(_OURS, tuning='selection', train=dict(s4=dict(watch_test=True)), seeds=4),), _OURS.name, ('s4',)),
     _ddeseg('q4', 'One set of predictions under two protocols', 'q4_protocols', _SAME_ENCODERS, 'DDESeg'),
     _ddeseg('q5', 'Audio encoder times module', 'q5_factorial', tuple(replace(r, against='' if 'Base' in r.name else 'Baseline' + r.name[r.name.rindex(','):]) for r in _FACTORIAL), 'Baseline, VGGish'),
     _ddeseg('claims', 'Every claim of the paper that a number supports', 'claims', (), '', (), last=True),
@@ -272,7 +273,7 @@ def plan(experiment:Experiment, profile:Profile, data:str='procedural', seeds:It
         for row in experiment.rows:
             if row.settings and setting not in row.settings: continue
             described = describe(source, root, setting, scenes, profile.size, row.mono, row.mixture or None)
-            train = {**profile.training(row.model, setting), **row.train.get(setting, {})}
+            train = {**profile.training(row.model, setting), **profile.tuning.get(row.tuning, {}).get(setting, {}), **row.train.get(setting, {})}
             if train.get('loss') and (guide := row.options.get('guidance')): train['loss'] = {**train['loss'], 'guidance': guide.get('weight', 1.)}
             if row.mixture and 'items' not in row.mixture: described, train = halved(described, train)
             options = {**encoders[row.encoder], **profile.model.get(row.model, {}), **row.options}
