@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CONTROL', 'FULL', 'NO_SNRP', 'NO_STC', 'BOTH', 'ENCODERS', 'TENTH', 'ROBUST', 'BASELINES', 'SELM', 'DDESEG',
            'EXPERIMENTS', 'SHARED_WEIGHTS', 'Row', 'Experiment', 'named', 'robust_row', 'plain', 'guided_row',
-           'select_experiments', 'shared_weights', 'encoder_options', 'halved', 'memory_of', 'plan', 'missing',
-           'run_experiment']
+           'select_experiments', 'shared_weights', 'encoder_options', 'halved', 'memory_of', 'seeds_of', 'plan',
+           'missing', 'run_experiment']
 
 # %% ../../nbs/papers/20_experiments.ipynb #a7d62322
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -261,7 +261,11 @@ def memory_of(options:dict[str, Any],  # of the run
         sounds = ClipSounds(splits['train'], [splits['val'], splits['test']])
     return str(memory_file(sounds, encoder, progress=progress))
 
-def plan(experiment:Experiment, profile:Profile, data:str='procedural', seeds:Iterable[int]|None=None, progress:bool=True) -> list[RunSpec]:
+def seeds_of(row:Row, profile:Profile, given:Sequence[int]|None=None) -> tuple[int, ...]:
+    "The seeds of a row: those given, or the profile's; for a question about the spread no fewer than it needs."
+    return max(tuple(given or profile.seeds), tuple(range(row.seeds)), key=len)
+
+def plan(experiment:Experiment, profile:Profile, data:str='procedural', seeds:Sequence[int]|None=None, progress:bool=True) -> list[RunSpec]:
     "The runs of an experiment: rows x settings x seeds; none for one that trains nothing."
     source, root = locate(data)
     if not experiment.rows: return []
@@ -284,14 +288,14 @@ def plan(experiment:Experiment, profile:Profile, data:str='procedural', seeds:It
                 if key not in memories: memories[key] = memory_of(options, described, setting, progress)
                 options['memory'] = memories[key]
             specs += [RunSpec(paper=experiment.paper, row=row.name, setting=setting, model=row.model, options=options, data=described,
-                              train=train, seed=seed, audio=row.audio, profile=profile.name) for seed in (seeds or max(profile.seeds, tuple(range(row.seeds)), key=len))]
+                              train=train, seed=seed, audio=row.audio, profile=profile.name) for seed in seeds_of(row, profile, seeds)]
     return specs
 
 def missing(experiment:Experiment, source:str, root:Path|None) -> list[str]:
     "The settings of an experiment that a folder of downloads does not hold; generated data hold all."
     return [s for s in experiment.settings if source == 'avsbench' and not table_of(root, s).is_file()]
 
-def run_experiment(experiment:Experiment, profile:str='quick', data:str='procedural', seeds:Iterable[int]|None=None,
+def run_experiment(experiment:Experiment, profile:str='quick', data:str='procedural', seeds:Sequence[int]|None=None,
                    jobs:int|None=None, progress:bool=True) -> list[RunResult]:
     "Results of all runs of an experiment, from the store or trained now, `jobs` at a time (default: one a core)."
     return run_all(plan(experiment, get_profile(profile), data, seeds, progress), jobs=jobs, progress=progress)

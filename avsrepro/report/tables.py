@@ -12,7 +12,7 @@ __all__ = ['COLUMNS', 'DIFFERENCES', 'units', 'seeds_mean', 'class_sums', 'class
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -25,10 +25,11 @@ from ..analysis.statistics import Interval, paired_bootstrap, t_interval, verdic
 from ..core.errors import check, unknown
 from ..core.identity import environment
 from ..core.seeding import rng
+from ..core.profiles import get_profile
 from ..core.paths import atomic_path, atomic_write, cache_dir, results_dir
 from ..core.pictures import shrink_pictures
 from ..papers.claims import CLAIMS, gaps
-from ..papers.experiments import Experiment
+from ..papers.experiments import Experiment, seeds_of
 from ..papers.published import published
 from ..train.store import RunResult, export_runs
 
@@ -205,10 +206,12 @@ def results_folder(experiment:Experiment, profile:str, data:str) -> Path:
     parts = (profile, data, experiment.paper, experiment.id)
     return cache_dir('results', *parts) if profile == 'smoke' and 'AVSREPRO_RESULTS' not in os.environ else results_dir(*parts)
 
-def command(experiment:Experiment, profile:str, data:str) -> str:
-    "The line that makes the folder again."
+def command(experiment:Experiment, profile:str, data:str, seeds:Iterable[int]=()) -> str:
+    "The line that makes the folder again; `seeds` are those of its runs, named where they are not the profile's."
+    usual = {s for row in experiment.rows for s in seeds_of(row, get_profile(profile))}
+    asked = '' if set(seeds) in (set(), usual) else ''.join(f' --seeds {s}' for s in sorted(set(seeds)))
     where = '' if data == 'procedural' else ' --data voc_esc' if data == 'voc_esc' else ' --data PATH'
-    return f'avsrepro reproduce --paper {experiment.paper} --only {experiment.id} --profile {profile}{where}'
+    return f'avsrepro reproduce --paper {experiment.paper} --only {experiment.id} --profile {profile}{where}{asked}'
 
 def forget_runs(paper:Path) -> None:
     "Remove the runs in `paper/runs` that no page beside it names any more."
@@ -231,7 +234,7 @@ def write_page(experiment:Experiment, profile:str, data:str,  # source
             with atomic_path(folder/f'{name}.{kind}') as tmp, plt.rc_context({'svg.fonttype': 'none'}):  # letters as text, not as curves
                 figure.savefig(tmp, dpi=72 if kind == 'svg' else 110, metadata={'Date': None} if kind == 'svg' else None)
                 shrink_pictures(Path(tmp), kind)
-    meta = dict(table=experiment.table, command=command(experiment, profile, data), data=data, profile=profile, written=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+    meta = dict(table=experiment.table, command=command(experiment, profile, data, {r.spec.seed for r in results}), data=data, profile=profile, written=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 seeds=sorted({r.spec.seed for r in results}), environment=environment(), trained_at=sorted({r.environment.get('commit', 'unknown') for r in results}),
                 devices=sorted({r.environment.get('device', 'unknown') for r in results}), training_seconds=round(sum(r.duration_s for r in results)), run_ids=[r.run_id for r in results])
     atomic_write(folder/'meta.json', json.dumps(meta, indent=1))
