@@ -230,7 +230,7 @@ def shared_weights(profile:Profile, source:str, backbone:str) -> Path:
 
 def encoder_options(profile:Profile, source:str, variants:Iterable[str]=('',), progress:bool=True) -> dict[str, dict[str, Any]]:
     "For each variant ('' is the profile's own) the options of `create_model` for the encoders: names, what is frozen, and the files of their weights. Encoders that a bank has to train are trained together."
-    chosen = {v: {**profile.encoders[source], **(profile.variants[v] if v else {})} for v in variants}
+    chosen = {v: profile.encoder(source, v) for v in variants}
     bank, wanted = 'procedural' if source == 'avsbench' else source, {}
     config = lambda what, e: PretrainConfig(what, e['backbone' if what == 'visual' else 'audio'], e.get('backbone_options', {}) if what == 'visual' else {}, bank, **profile.pretrain[what])
     for what in ('audio', 'visual'):  # HTS-AT takes longest, so hearing first
@@ -277,7 +277,7 @@ def plan(experiment:Experiment, profile:Profile, data:str='procedural', seeds:Se
         for row in experiment.rows:
             if row.settings and setting not in row.settings: continue
             described = describe(source, root, setting, scenes, profile.size, row.mono, row.mixture or None)
-            train = {**profile.training(row.model, setting), **profile.tuning.get(row.tuning, {}).get(setting, {}), **row.train.get(setting, {})}
+            train = {**profile.training(row.model, setting, row.tuning), **row.train.get(setting, {})}
             if train.get('loss') and (guide := row.options.get('guidance')): train['loss'] = {**train['loss'], 'guidance': guide.get('weight', 1.)}
             if row.mixture and 'items' not in row.mixture: described, train = halved(described, train)
             options = {**encoders[row.encoder], **profile.model.get(row.model, {}), **row.options}
