@@ -10,7 +10,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from ..analysis.statistics import VERDICTS
 from ..core.errors import unknown
@@ -62,10 +64,14 @@ class PaperResults:
             return '\n\n'.join(out)
         return '\n\n'.join(map(part, self.where)) or 'Not run yet.'
 
+    def runs(self, name:str) -> list[dict]:
+        "The runs behind the pages of one folder of results."
+        return [json.loads(line) for f in sorted((self.where[name]/'runs').glob('*.jsonl')) for line in f.read_text(encoding='utf-8').splitlines()]
+
     def settled(self) -> str:
         "By setting: how much the last epoch added on validation, and how many runs were best in it."
         def lines(name:str) -> Iterator[dict]:
-            runs = [json.loads(line) for f in sorted((self.where[name]/'runs').glob('*.jsonl')) for line in f.read_text(encoding='utf-8').splitlines()]
+            runs = self.runs(name)
             for setting in dict.fromkeys(r['spec']['setting'] for r in runs):
                 vals = [[100*h['val'] for h in r['history'] if h.get('val') is not None] for r in runs if r['spec']['setting'] == setting]
                 vals = [v for v in vals if len(v) > 1]
@@ -75,6 +81,28 @@ class PaperResults:
                            'best in the last epoch': f'{sum(v[-1] == max(v) for v in vals)} of {len(vals)}'})
         found = pd.DataFrame([line for name in self.where for line in lines(name)])
         return found.to_markdown(index=False) if len(found) else 'Not run yet.'
+
+    def between_seeds(self, metric:str='J') -> str:
+        "By setting: how far runs that differ in their seed alone lie apart (pooled standard deviation, points), the difference between two rows that so much explains in 95 of 100 cases, and how many differences on the pages of tables are larger. Intervals of differences come from test clips and do not hold this."
+        def lines(name:str) -> Iterator[dict]:
+            pages = [d for p in sorted(self.where[name].glob('tab*/differences.csv')) if {'row', 'against', 'setting', 'metric', 'ours_delta'} <= set(d := pd.read_csv(p))]
+            runs, printed = self.runs(name), pd.concat(pages).drop_duplicates(['row', 'against', 'setting', 'metric', 'ours_delta']) if pages else None
+            for setting in dict.fromkeys(r['spec']['setting'] for r in runs):
+                groups:dict[str, dict[int, float]] = {}
+                for r in runs:
+                    if r['spec']['setting'] != setting: continue
+                    same = json.dumps([r['spec'][k] for k in ('model', 'options', 'data', 'train', 'audio')], sort_keys=True)
+                    groups.setdefault(same, {})[r['spec']['seed']] = 100*r['means'].get(metric, r['means'].get('mIoU', np.nan))
+                several = [list(g.values()) for g in groups.values() if len(g) > 1]
+                if not several: continue
+                free = sum(len(g) - 1 for g in several)
+                sd, n = (sum((len(g) - 1)*np.var(g, ddof=1) for g in several)/free)**.5, np.median([len(g) for g in several])
+                reach = stats.t.ppf(.975, free)*sd*(2/n)**.5
+                found = printed[(printed.setting == setting) & (printed.metric == metric)].ours_delta.dropna().abs() if printed is not None else pd.Series(dtype=float)
+                yield {'results': name, 'setting': setting, 'rows': len(several), 'seeds': f'{n:.0f}', 'between seeds (points)': f'{sd:.1f}', 'two rows differ by seed alone up to': f'{reach:.1f}',
+                       f'differences in {metric} beyond that': f'{(found > reach).sum()} of {len(found)}'}
+        found = pd.DataFrame([line for name in self.where for line in lines(name)])
+        return found.to_markdown(index=False, disable_numparse=True) if len(found) else 'One seed each so far: what another seed would have given is not known.'
 
     def key_tables(self, *metrics:str) -> str:
         "Published -> ours with its interval, of every page that has a table; `metrics` in order of preference, else whatever has a published value."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'DIFFERENCES', 'units', 'seeds_mean', 'class_sums', 'class_score', 'class_interval', 'semantic',
-           'score_interval', 'difference', 'build_table', 'claimed_differences', 'with_published', 'main_metric',
-           'wide_table', 'markdown', 'plot_table', 'results_folder', 'command', 'forget_runs', 'write_page',
-           'write_results', 'only_parameters']
+           'score_interval', 'difference', 'build_table', 'by_seed', 'claimed_differences', 'with_published',
+           'main_metric', 'wide_table', 'markdown', 'plot_table', 'results_folder', 'command', 'forget_runs',
+           'write_page', 'write_results', 'only_parameters']
 
 # %% ../../nbs/report/10_tables.ipynb #81eecb48
 import json
@@ -130,6 +130,11 @@ def build_table(experiment:Experiment, results:Sequence[RunResult], data:str, pr
     return (pd.DataFrame(lines, columns=COLUMNS),
             pd.DataFrame(deltas, columns=DIFFERENCES))
 
+def by_seed(experiment:Experiment, results:Sequence[RunResult]) -> pd.DataFrame:
+    "Every seed's own score, in percent: row, setting, metric, seed, ours."
+    score = lambda r, m: class_score(r, m)[0] if semantic(r) else units(r, m).mean()
+    return pd.DataFrame([(r.spec.row, r.spec.setting, m, r.spec.seed, score(r, m)) for r in results for m in experiment.metrics], columns=['row', 'setting', 'metric', 'seed', 'ours'])
+
 def claimed_differences(experiment:Experiment, results:Sequence[RunResult]) -> pd.DataFrame:
     "The differences that the paper's claims read from this table, whatever its reference row, paired by clip as `build_table`'s are; none for a claim whose rows were not both run."
     by = lambda row, setting: [r for r in results if (r.spec.row, r.spec.setting) == (row, setting)]
@@ -243,11 +248,18 @@ def write_page(experiment:Experiment, profile:str, data:str,  # source
     return folder
 
 def write_results(experiment:Experiment, results:Sequence[RunResult], table:pd.DataFrame, differences:pd.DataFrame, figure:plt.Figure) -> Path:
-    "`write_page` for a table of scores and its differences (`effects.csv`: those that a claim reads between two other rows), with the table in LaTeX."
+    "`write_page` for a table of scores and its differences (`effects.csv`: those that a claim reads between two other rows; `seeds.csv`: the scores of each seed, if there are several), with the table in LaTeX."
     effects, known = claimed_differences(experiment, results), {frozenset(p) for p in zip(differences.row, differences.against)}
     effects = effects[[frozenset(p) not in known for p in zip(effects.row, effects.against)]]
-    folder = write_page(experiment, table.profile.iloc[0], table.data.iloc[0], results, dict(table=table, differences=differences, **(dict(effects=effects) if len(effects) else {})),
-                        markdown(experiment, table, differences), dict(figure=figure))
+    seeds, text = by_seed(experiment, results), markdown(experiment, table, differences)
+    several = seeds.seed.nunique() > 1
+    if several:
+        shown = seeds[seeds.metric == main_metric(table)].assign(column=lambda s: s.setting.str.upper() + ', seed ' + s.seed.astype(str))
+        shown = shown.pivot(index='row', columns='column', values='ours').loc[shown.row.unique(), shown.column.unique()]
+        text += f'\n## Every seed\n\n{main_metric(table)} of each; the intervals of the differences above are of test clips and do not hold what another seed would give.\n\n{shown.to_markdown(floatfmt=".1f", missingval="")}\n'
+    files = dict(table=table, differences=differences, **(dict(effects=effects) if len(effects) else {}), **(dict(seeds=seeds) if several else {}))
+    folder = write_page(experiment, table.profile.iloc[0], table.data.iloc[0], results, files, text, dict(figure=figure))
+    for name in {'effects', 'seeds'} - set(files): (folder/f'{name}.csv').unlink(missing_ok=True)  # of an earlier run
     atomic_write(folder/'table.tex', wide_table(table).to_latex(escape=True))
     return folder
 
