@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'DIFFERENCES', 'units', 'seeds_mean', 'class_sums', 'class_score', 'class_interval', 'semantic',
            'score_interval', 'difference', 'build_table', 'by_seed', 'claimed_differences', 'with_published',
-           'main_metric', 'wide_table', 'markdown', 'plot_table', 'results_folder', 'command', 'forget_runs',
-           'write_page', 'write_results', 'only_parameters']
+           'main_metric', 'wide_table', 'markdown', 'every_seed', 'plot_table', 'results_folder', 'command',
+           'forget_runs', 'write_page', 'write_results', 'only_parameters']
 
 # %% ../../nbs/report/10_tables.ipynb #81eecb48
 import json
@@ -185,6 +185,16 @@ def markdown(experiment:Experiment, table:pd.DataFrame, differences:pd.DataFrame
             f'{d.drop(columns=["low", "high"]).to_markdown(index=False)}\n')
 
 # %% ../../nbs/report/10_tables.ipynb #0e643a55
+def every_seed(experiment:Experiment, results:Sequence[RunResult]) -> tuple[str, dict[str, pd.DataFrame]]:
+    "If there are several seeds, a section for `table.md` with the main metric of each, and the file `seeds` with all; else nothing."
+    seeds = by_seed(experiment, results)
+    if seeds.seed.nunique() < 2: return '', {}
+    main = main_metric(seeds)
+    shown = seeds[seeds.metric == main].assign(column=lambda s: s.setting.str.upper() + ', seed ' + s.seed.astype(str))
+    shown = shown.pivot(index='row', columns='column', values='ours').loc[shown.row.unique(), shown.column.unique()]
+    return (f'\n## Every seed\n\n{main} of each. The intervals of the differences above are of test clips and do not hold what another seed would give.\n\n'
+            f'{shown.to_markdown(floatfmt=".1f", missingval="")}\n'), dict(seeds=seeds)
+
 def plot_table(experiment:Experiment, table:pd.DataFrame, differences:pd.DataFrame) -> plt.Figure:
     "Scores of all rows and differences against the reference, a line of panels for each setting."
     sns.set_theme(style='whitegrid', context='notebook', palette='colorblind')
@@ -233,6 +243,7 @@ def write_page(experiment:Experiment, profile:str, data:str,  # source
     "Write all files of an experiment, each whole or not at all; returns the folder."
     folder = results_folder(experiment, profile, data)
     for name, t in tables.items(): atomic_write(folder/f'{name}.csv', t.to_csv(index=False, float_format='%.4f'))
+    for name in {'effects', 'seeds'} - set(tables): (folder/f'{name}.csv').unlink(missing_ok=True)  # of an earlier run
     atomic_write(folder/'table.md', text)
     for name, figure in figures.items():
         for kind in ('png', 'svg'):
@@ -251,15 +262,9 @@ def write_results(experiment:Experiment, results:Sequence[RunResult], table:pd.D
     "`write_page` for a table of scores and its differences (`effects.csv`: those that a claim reads between two other rows; `seeds.csv`: the scores of each seed, if there are several), with the table in LaTeX."
     effects, known = claimed_differences(experiment, results), {frozenset(p) for p in zip(differences.row, differences.against)}
     effects = effects[[frozenset(p) not in known for p in zip(effects.row, effects.against)]]
-    seeds, text = by_seed(experiment, results), markdown(experiment, table, differences)
-    several = seeds.seed.nunique() > 1
-    if several:
-        shown = seeds[seeds.metric == main_metric(table)].assign(column=lambda s: s.setting.str.upper() + ', seed ' + s.seed.astype(str))
-        shown = shown.pivot(index='row', columns='column', values='ours').loc[shown.row.unique(), shown.column.unique()]
-        text += f'\n## Every seed\n\n{main_metric(table)} of each; the intervals of the differences above are of test clips and do not hold what another seed would give.\n\n{shown.to_markdown(floatfmt=".1f", missingval="")}\n'
-    files = dict(table=table, differences=differences, **(dict(effects=effects) if len(effects) else {}), **(dict(seeds=seeds) if several else {}))
-    folder = write_page(experiment, table.profile.iloc[0], table.data.iloc[0], results, files, text, dict(figure=figure))
-    for name in {'effects', 'seeds'} - set(files): (folder/f'{name}.csv').unlink(missing_ok=True)  # of an earlier run
+    section, seeds = every_seed(experiment, results)
+    folder = write_page(experiment, table.profile.iloc[0], table.data.iloc[0], results, dict(table=table, differences=differences, **(dict(effects=effects) if len(effects) else {}), **seeds),
+                        markdown(experiment, table, differences) + section, dict(figure=figure))
     atomic_write(folder/'table.tex', wide_table(table).to_latex(escape=True))
     return folder
 
