@@ -8,6 +8,7 @@ __all__ = ['PaperResults']
 # %% ../../nbs/report/40_paper.ipynb #426206cb
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -57,13 +58,20 @@ class PaperResults:
             t, written = pd.read_csv(path), self.metas.get((name, 'claims'), {}).get('written', '')
             newer = [i for (n, i), m in self.metas.items() if n == name and i.startswith('tab') and m['written'] > written]
             said = '; '.join(f'{(t.verdict == v).sum()} {v}' for v in (*VERDICTS, NOT_RUN))
-            out = [f'### {name}', f'Of {len(t)} claims: {said}.' + (f" Judged before {', '.join(newer)} changed last, so to be judged again." if newer else '')]
+            run, reach = t[t.verdict != NOT_RUN], {}
+            if {'setting', 'metric'} <= set(t): reach = {k: of[-1] for k in set(zip(run.setting, run.metric)) if all(isinstance(x, str) for x in k) and (of := self.seed_reach(name, *k))}
+            small = lambda c: (k := (getattr(c, 'setting', None), c.metric)) in reach and abs(c.ours) < reach[k]
+            star = lambda c: ' \\*' if small(c) else ''
+            known = sum((getattr(c, 'setting', None), c.metric) in reach for c in run.itertuples())
+            seeds = f' Of {known} where several seeds were trained, {sum(map(small, run.itertuples()))} are no larger than seeds alone can make a difference; they are marked *.' if known else ''
+            out = [f'### {name}', f'Of {len(t)} claims: {said}.{seeds}' + (f" Judged before {', '.join(newer)} changed last, so to be judged again." if newer else '')]
             for v in VERDICTS:
-                lines = [f'- {c.claim} ({c.metric}: published {_number(c.published)}, ours {_number(c.ours)} [{_number(c.low)}, {_number(c.high)}])' for c in t[t.verdict == v].itertuples()]
+                lines = [f'- {c.claim} ({c.metric}: published {_number(c.published)}, ours {_number(c.ours)} [{_number(c.low)}, {_number(c.high)}]){star(c)}' for c in t[t.verdict == v].itertuples()]
                 if lines: out.append(f'**{v.capitalize()}**\n\n' + '\n'.join(lines))
             return '\n\n'.join(out)
         return '\n\n'.join(map(part, self.where)) or 'Not run yet.'
 
+    @lru_cache(None)
     def runs(self, name:str) -> list[dict]:
         "The runs behind the pages of one folder of results."
         return [json.loads(line) for f in sorted((self.where[name]/'runs').glob('*.jsonl')) for line in f.read_text(encoding='utf-8').splitlines()]
@@ -82,24 +90,31 @@ class PaperResults:
         found = pd.DataFrame([line for name in self.where for line in lines(name)])
         return found.to_markdown(index=False) if len(found) else 'Not run yet.'
 
+    def seed_reach(self, name:str, setting:str, metric:str) -> tuple[int, float, float, float]|None:
+        "Of runs that differ in their seed alone: how many rows have several, how many seeds a row has (the median of all rows), the pooled standard deviation of a score in points, and the difference between two rows' means that so much makes in 95 of 100 cases; None if no row has several or the runs have no such score."
+        groups:dict[str, dict[int, float]] = {}
+        for r in self.runs(name):
+            if r['spec']['setting'] != setting: continue
+            m = r['means'] if 'mIoU' not in r['means'] else dict(J=r['means']['mIoU'], F=r['means']['F'], **{'J&F': (r['means']['mIoU'] + r['means']['F'])/2})
+            if not np.isfinite(score := m.get(metric, np.nan)): continue
+            same = json.dumps([r['spec'][k] for k in ('model', 'options', 'data', 'train', 'audio')], sort_keys=True)
+            groups.setdefault(same, {})[r['spec']['seed']] = 100*score
+        several = [list(g.values()) for g in groups.values() if len(g) > 1]
+        if not several: return None
+        free, n = sum(len(g) - 1 for g in several), float(np.median([len(g) for g in groups.values()]))
+        sd = (sum((len(g) - 1)*np.var(g, ddof=1) for g in several)/free)**.5
+        return len(several), n, sd, stats.t.ppf(.975, free)*sd*(2/n)**.5
+
     def between_seeds(self, metric:str='J') -> str:
         "By setting: how far runs that differ in their seed alone lie apart (pooled standard deviation, points), the difference between two rows that so much explains in 95 of 100 cases, and how many differences on the pages of tables are larger. Intervals of differences come from test clips and do not hold this."
         def lines(name:str) -> Iterator[dict]:
             pages = [d for p in sorted(self.where[name].glob('tab*/differences.csv')) if {'row', 'against', 'setting', 'metric', 'ours_delta'} <= set(d := pd.read_csv(p))]
-            runs, printed = self.runs(name), pd.concat(pages).drop_duplicates(['row', 'against', 'setting', 'metric', 'ours_delta']) if pages else None
-            for setting in dict.fromkeys(r['spec']['setting'] for r in runs):
-                groups:dict[str, dict[int, float]] = {}
-                for r in runs:
-                    if r['spec']['setting'] != setting: continue
-                    same = json.dumps([r['spec'][k] for k in ('model', 'options', 'data', 'train', 'audio')], sort_keys=True)
-                    groups.setdefault(same, {})[r['spec']['seed']] = 100*r['means'].get(metric, r['means'].get('mIoU', np.nan))
-                several = [list(g.values()) for g in groups.values() if len(g) > 1]
-                if not several: continue
-                free = sum(len(g) - 1 for g in several)
-                sd, n = (sum((len(g) - 1)*np.var(g, ddof=1) for g in several)/free)**.5, np.median([len(g) for g in several])
-                reach = stats.t.ppf(.975, free)*sd*(2/n)**.5
+            printed = pd.concat(pages).drop_duplicates(['row', 'against', 'setting', 'metric', 'ours_delta']) if pages else None
+            for setting in dict.fromkeys(r['spec']['setting'] for r in self.runs(name)):
+                if (of := self.seed_reach(name, setting, metric)) is None: continue
+                rows, n, sd, reach = of
                 found = printed[(printed.setting == setting) & (printed.metric == metric)].ours_delta.dropna().abs() if printed is not None else pd.Series(dtype=float)
-                yield {'results': name, 'setting': setting, 'rows': len(several), 'seeds': f'{n:.0f}', 'between seeds (points)': f'{sd:.1f}', 'two rows differ by seed alone up to': f'{reach:.1f}',
+                yield {'results': name, 'setting': setting, 'rows with several seeds': rows, 'seeds of a row (median)': f'{n:.0f}', 'between seeds (points)': f'{sd:.1f}', 'two rows differ by seed alone up to': f'{reach:.1f}',
                        f'differences in {metric} beyond that': f'{(found > reach).sum()} of {len(found)}'}
         found = pd.DataFrame([line for name in self.where for line in lines(name)])
         return found.to_markdown(index=False, disable_numparse=True) if len(found) else 'One seed each so far: what another seed would have given is not known.'
