@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTROL', 'FULL', 'NO_SNRP', 'NO_STC', 'BOTH', 'ENCODERS', 'TENTH', 'ROBUST', 'BASELINES', 'SELM', 'DDESEG',
-           'EXPERIMENTS', 'SHARED_WEIGHTS', 'Row', 'Experiment', 'named', 'robust_row', 'plain', 'guided_row',
+           'EXPERIMENTS', 'SHARED_WEIGHTS', 'ALONE', 'Row', 'Experiment', 'named', 'robust_row', 'plain', 'guided_row',
            'select_experiments', 'shared_weights', 'encoder_options', 'halved', 'memory_of', 'seeds_of', 'plan',
            'missing', 'run_experiment']
 
@@ -249,16 +249,19 @@ def halved(data:dict[str, Any], train:dict[str, Any]) -> tuple[dict[str, Any], d
     if epochs % 2 and N: data = {**data, 'mixture': {**data['mixture'], 'items': round(N*epochs/(epochs//2 + 1))}}
     return data, {**train, 'epochs': -(-epochs//2)}
 
+ALONE = {'ms3': 's4', 'vpo-ms': 'vpo-ss', 'vpo-msmi': 'vpo-ss'}  # where the single sounds of a download are
+
 def memory_of(options:dict[str, Any],  # of the run
               data:dict[str, Any], setting:str, progress:bool=True) -> str:
-    "The file with the semantic memory of a run of DDESeg: single sounds of its training data as its audio encoder hears them; for MS3, which does not say what sounds, those of S4."
+    "The file with the semantic memory of a run of DDESeg: single sounds of its training data as its audio encoder hears them; for MS3, which does not say what sounds, those of S4, and for VPO's mixtures those of VPO-SS."
     from avsrepro.nn.backbones import create_audio_backbone
     inner = options.get('audio_options', {})
     encoder = create_audio_backbone(options['audio'], pretrained=options.get('pretrained', False), weights=options.get('weights', {}).get('audio'), **inner)
     if 'config' in data: sounds = BankRecordings(data['config']['bank'], channels=2 if inner.get('stereo') else 1)
     else:
-        splits = open_splits(*(({**data, **describe(data['source'], Path(data['root']), 's4', {}, data['size'])}, 's4') if setting == 'ms3' else (data, setting)))
-        sounds = ClipSounds(splits['train'], [splits['val'], splits['test']])
+        own, alone = open_splits(data, setting), ALONE.get(setting, setting)
+        single = own if alone == setting else open_splits({**data, **describe(data['source'], Path(data['root']), alone, {}, data['size'])}, alone)
+        sounds = ClipSounds(single['train'], [s[k] for s in (own, single)[:1 if single is own else 2] for k in ('val', 'test')])
     return str(memory_file(sounds, encoder, progress=progress))
 
 def seeds_of(row:Row, profile:Profile, given:Sequence[int]|None=None) -> tuple[int, ...]:
