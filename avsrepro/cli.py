@@ -24,159 +24,274 @@ from .core.paths import atomic_write, cache_dir, repo_root
 from .core.processes import cores, start_server, worker_pool
 
 # %% ../nbs/cli/10_cli.ipynb #3492c690
-app = typer.Typer(name='avsrepro', help='Replications of audio-visual segmentation papers: tables and figures, regenerated.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    name='avsrepro',
+    help='Replications of audio-visual segmentation papers: tables and figures, regenerated.',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 data_app = typer.Typer(help='Make and check data sets in the layouts of AVSBench.', no_args_is_help=True)
 runs_app = typer.Typer(help='The store of finished runs.', no_args_is_help=True)
-app.add_typer(data_app, name='data'); app.add_typer(runs_app, name='runs')
+app.add_typer(data_app, name='data')
+app.add_typer(runs_app, name='runs')
+
 
 def main() -> None:
     "Entry point of `avsrepro`: `InputError` becomes one line and exit code 2."
-    try: app()
+    try:
+        app()
     except InputError as e:
         print(f'avsrepro: {e}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print('avsrepro: interrupted; finished runs are kept, and the same command goes on from here.', file=sys.stderr)
+        print(
+            'avsrepro: interrupted; finished runs are kept, and the same command goes on from here.',
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 # %% ../nbs/cli/10_cli.ipynb #b1d63ba0
-def notebook_parameters(notebook:Path, given:list[str]) -> dict:
+def notebook_parameters(notebook: Path, given: list[str]) -> dict:
     "`name=value` pairs as papermill parameters of the right type; `InputError` for one that the notebook does not have."
     import papermill as pm
+
     known, out = pm.inspect_notebook(str(notebook)), {}
     for pair in given:
         name, eq, value = pair.partition('=')
         check(bool(eq), f"parameter '{pair}': expected NAME=VALUE.")
-        if name not in known: raise unknown('parameter', name, known)
-        try: out[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError): out[name] = value
+        if name not in known:
+            raise unknown('parameter', name, known)
+        try:
+            out[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            out[name] = value
     return out
 
-def execute_notebook(notebook:Path, parameters:dict) -> Path:
+
+def execute_notebook(notebook: Path, parameters: dict) -> Path:
     "Run an experiment notebook through papermill; returns the executed copy in the cache."
     import papermill as pm
-    out = cache_dir('notebooks')/f'{notebook.stem}-{os.getpid()}.ipynb'
+
+    out = cache_dir('notebooks') / f'{notebook.stem}-{os.getpid()}.ipynb'
     os.environ['JUPYTER_PREFER_ENV_PATH'] = '1'
-    try: pm.execute_notebook(str(notebook), str(out), parameters=parameters, cwd=str(repo_root()), progress_bar=sys.stderr.isatty(), kernel_name='python3', extra_arguments=['--log-level=ERROR'])
+    try:
+        pm.execute_notebook(
+            str(notebook),
+            str(out),
+            parameters=parameters,
+            cwd=str(repo_root()),
+            progress_bar=sys.stderr.isatty(),
+            kernel_name='python3',
+            extra_arguments=['--log-level=ERROR'],
+        )
     except pm.PapermillExecutionError as e:
-        if e.ename == 'InputError': raise InputError(e.evalue) from None
+        if e.ename == 'InputError':
+            raise InputError(e.evalue) from None
         raise
     return out
 
-def keep_notebook(executed:Path, folder:Path) -> Path:
+
+def keep_notebook(executed: Path, folder: Path) -> Path:
     "Put the executed notebook into the results folder, its pictures small (the figures lie beside it in full) and without the machine's paths that papermill notes in its metadata."
     import nbformat
     from avsrepro.core.pictures import preview
+
     nb = nbformat.read(executed, as_version=4)
-    for part in (nb, *nb.cells): part.metadata.pop('papermill', None)
+    for part in (nb, *nb.cells):
+        part.metadata.pop('papermill', None)
     for cell in nb.cells:
-        if 'execution' in cell.metadata: cell.metadata.pop('execution')
-        cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr'] if cell.cell_type == 'code' else cell.get('outputs', [])
-        if cell.cell_type != 'code': cell.pop('outputs', None)
+        if 'execution' in cell.metadata:
+            cell.metadata.pop('execution')
+        cell.outputs = (
+            [o for o in cell.outputs if o.get('name') != 'stderr']
+            if cell.cell_type == 'code'
+            else cell.get('outputs', [])
+        )
+        if cell.cell_type != 'code':
+            cell.pop('outputs', None)
         for o in cell.get('outputs', []):
-            if 'image/png' not in o.get('data', {}): continue
+            if 'image/png' not in o.get('data', {}):
+                continue
             kind, small = preview(base64.b64decode(o.data.pop('image/png')))
             o.data[kind] = base64.b64encode(small).decode()
     executed.unlink()
-    return atomic_write(folder/'notebook.ipynb', nbformat.writes(nb))
+    return atomic_write(folder / 'notebook.ipynb', nbformat.writes(nb))
 
 # %% ../nbs/cli/10_cli.ipynb #c9f58927
-def make_page(experiment:Any, values:dict, source:str, threads:int=0) -> Path:
+def make_page(experiment: Any, values: dict, source: str, threads: int = 0) -> Path:
     "Execute an experiment's notebook and put it beside its results; returns the folder."
     from avsrepro.report.tables import results_folder
-    if threads: os.environ['OMP_NUM_THREADS'] = str(threads)  # of the kernel
+
+    if threads:
+        os.environ['OMP_NUM_THREADS'] = str(threads)  # of the kernel
     folder = results_folder(experiment, values['profile'], source)
     keep_notebook(execute_notebook(notebook_of(experiment), values), folder)
     return folder
 
-def notebook_of(experiment:Any) -> Path: return repo_root()/'nbs'/'experiments'/f'{experiment.notebook}.ipynb'
 
-def make_pages(experiments:list, values:dict[str, dict], source:str, jobs:int) -> Iterator[Path]:
+def notebook_of(experiment: Any) -> Path:
+    return repo_root() / 'nbs' / 'experiments' / f'{experiment.notebook}.ipynb'
+
+
+def make_pages(experiments: list, values: dict[str, dict], source: str, jobs: int) -> Iterator[Path]:
     "The folders of `experiments`, in their order, `jobs` notebooks at a time."
-    if min(jobs, len(experiments)) == 1: yield from (make_page(e, values[e.table], source) for e in experiments); return
+    if min(jobs, len(experiments)) == 1:
+        yield from (make_page(e, values[e.table], source) for e in experiments)
+        return
     with worker_pool(jobs) as pool:
-        pages = [pool.submit(make_page, e, values[e.table], source, max(1, cores()//jobs)) for e in experiments]
-        for page in tqdm(pages, desc='pages', unit='page', leave=False, disable=None): yield page.result()
+        pages = [
+            pool.submit(make_page, e, values[e.table], source, max(1, cores() // jobs)) for e in experiments
+        ]
+        for page in tqdm(pages, desc='pages', unit='page', leave=False, disable=None):
+            yield page.result()
 
 # %% ../nbs/cli/10_cli.ipynb #36ee6ad8
 @app.command()
-def reproduce(paper:Annotated[Optional[str], typer.Option(help='sdavs, robust, selm or ddeseg; all papers when not given.')]=None,
-              only:Annotated[Optional[list[str]], typer.Option(help='A table or figure, such as tab03; may be repeated.')]=None,
-              profile:Annotated[str, typer.Option(help='smoke, quick, full or paper.')]='quick',
-              data:Annotated[str, typer.Option(help="procedural, voc_esc, or the folder of VOC x ESC or AVSBench.")]='procedural',
-              seeds:Annotated[Optional[list[int]], typer.Option(help="Seeds instead of the profile's; may be repeated.")]=None,
-              jobs:Annotated[Optional[int], typer.Option(min=1, help='Runs at a time; default one a core.')]=None,
-              parameter:Annotated[Optional[list[str]], typer.Option('--parameter', '-p', help='NAME=VALUE for the notebook; may be repeated.')]=None) -> None:
+def reproduce(
+    paper: Annotated[
+        Optional[str], typer.Option(help='sdavs, robust, selm or ddeseg; all papers when not given.')
+    ] = None,
+    only: Annotated[
+        Optional[list[str]], typer.Option(help='A table or figure, such as tab03; may be repeated.')
+    ] = None,
+    profile: Annotated[str, typer.Option(help='smoke, quick, full or paper.')] = 'quick',
+    data: Annotated[
+        str, typer.Option(help="procedural, voc_esc, or the folder of VOC x ESC or AVSBench.")
+    ] = 'procedural',
+    seeds: Annotated[
+        Optional[list[int]], typer.Option(help="Seeds instead of the profile's; may be repeated.")
+    ] = None,
+    jobs: Annotated[Optional[int], typer.Option(min=1, help='Runs at a time; default one a core.')] = None,
+    parameter: Annotated[
+        Optional[list[str]],
+        typer.Option('--parameter', '-p', help='NAME=VALUE for the notebook; may be repeated.'),
+    ] = None,
+) -> None:
     "Regenerate tables and figures: train what is missing, then execute their notebooks. What is finished is never trained again."
     start_server()
     from avsrepro.core.profiles import get_profile
     from avsrepro.data.loading import locate
     from avsrepro.papers.experiments import missing, plan, select_experiments
     from avsrepro.train.jobs import run_all
+
     get_profile(profile)
     experiments, (source, root) = select_experiments(paper, only or ()), locate(data)
     for e in [e for e in experiments if missing(e, source, root)]:
-        check(not only, f'{data}: {e.table} needs {" and ".join(missing(e, source, root))}, which this folder does not hold.')
-        print(f'{e.table} is left out: {data} does not hold {" and ".join(missing(e, source, root))}.', file=sys.stderr)
+        check(
+            not only,
+            f'{data}: {e.table} needs {" and ".join(missing(e, source, root))}, which this folder does not hold.',
+        )
+        print(
+            f'{e.table} is left out: {data} does not hold {" and ".join(missing(e, source, root))}.',
+            file=sys.stderr,
+        )
         experiments.remove(e)
-    common = dict(profile=profile, data=str(root) if source == 'avsbench' else source, seeds=seeds or None, jobs=jobs)
-    values = {e.table: {**common, **notebook_parameters(notebook_of(e), parameter or [])} for e in experiments}
+    common = dict(
+        profile=profile, data=str(root) if source == 'avsbench' else source, seeds=seeds or None, jobs=jobs
+    )
+    values = {
+        e.table: {**common, **notebook_parameters(notebook_of(e), parameter or [])} for e in experiments
+    }
     print(f'{", ".join(e.table for e in experiments)} (profile {profile}, data {source})', file=sys.stderr)
-    run_all([s for e in experiments for v in [values[e.table]] for s in plan(e, get_profile(v['profile']), v['data'], v['seeds'])], jobs=jobs)
+    run_all(
+        [
+            s
+            for e in experiments
+            for v in [values[e.table]]
+            for s in plan(e, get_profile(v['profile']), v['data'], v['seeds'])
+        ],
+        jobs=jobs,
+    )
     for last in (False, True):
-        if not (pages := [e for e in experiments if e.last == last]): continue
+        if not (pages := [e for e in experiments if e.last == last]):
+            continue
         for folder in make_pages(pages, values, source, jobs or cores()):
-            print(f'{folder/"table.md"}\n')
-            if len(experiments) == 1: print((folder/'table.md').read_text(encoding='utf-8'))
+            print(f'{folder / "table.md"}\n')
+            if len(experiments) == 1:
+                print((folder / 'table.md').read_text(encoding='utf-8'))
 
 # %% ../nbs/cli/10_cli.ipynb #d72bd5e9
 @data_app.command('make')
-def data_make(folder:Annotated[Path, typer.Argument(help='New folder for the data set.')],
-              setting:Annotated[Optional[list[str]], typer.Option(help='s4, ms3 (the default), avss, vpo-ss, vpo-ms, vpo-msmi or avis; may be repeated.')]=None,
-              bank:Annotated[str, typer.Option(help='procedural or voc_esc.')]='procedural',
-              style:Annotated[Optional[str], typer.Option(help='cutouts (the default) or collage; of s4, ms3 and avss.')]=None,
-              size:Annotated[int, typer.Option(help='Height and width of a frame in pixels.')]=128,
-              train:Annotated[Optional[int], typer.Option(help='Clips, samples or videos; default 400, of avis 4.')]=None,
-              val:Annotated[Optional[int], typer.Option(help='Default 60, of avis 2.')]=None,
-              test:Annotated[Optional[int], typer.Option(help='Default 120, of avis 24.')]=None,
-              seed:int=0, jobs:Optional[int]=None) -> None:
+def data_make(
+    folder: Annotated[Path, typer.Argument(help='New folder for the data set.')],
+    setting: Annotated[
+        Optional[list[str]],
+        typer.Option(help='s4, ms3 (the default), avss, vpo-ss, vpo-ms, vpo-msmi or avis; may be repeated.'),
+    ] = None,
+    bank: Annotated[str, typer.Option(help='procedural or voc_esc.')] = 'procedural',
+    style: Annotated[
+        Optional[str], typer.Option(help='cutouts (the default) or collage; of s4, ms3 and avss.')
+    ] = None,
+    size: Annotated[int, typer.Option(help='Height and width of a frame in pixels.')] = 128,
+    train: Annotated[
+        Optional[int], typer.Option(help='Clips, samples or videos; default 400, of avis 4.')
+    ] = None,
+    val: Annotated[Optional[int], typer.Option(help='Default 60, of avis 2.')] = None,
+    test: Annotated[Optional[int], typer.Option(help='Default 120, of avis 24.')] = None,
+    seed: int = 0,
+    jobs: Optional[int] = None,
+) -> None:
     "Compose data sets from a bank and write them in the released layouts."
     from avsrepro.data.loading import write_generated
+
     given = dict(bank=bank, style=style, size=size, train=train, val=val, test=test, seed=seed)
-    print(write_generated(folder, setting or ['ms3'], jobs, **{k: v for k, v in given.items() if v is not None}))
+    print(
+        write_generated(folder, setting or ['ms3'], jobs, **{k: v for k, v in given.items() if v is not None})
+    )
+
 
 @data_app.command('check')
-def data_check(folder:Annotated[Path, typer.Argument(help='Root of the data set.')],
-               setting:Annotated[str, typer.Option(help='s4, ms3, avss, vpo-ss, vpo-ms, vpo-msmi or avis.')]='ms3') -> None:
+def data_check(
+    folder: Annotated[Path, typer.Argument(help='Root of the data set.')],
+    setting: Annotated[str, typer.Option(help='s4, ms3, avss, vpo-ss, vpo-ms, vpo-msmi or avis.')] = 'ms3',
+) -> None:
     "List what is missing or wrong, file by file, and count clips; exit code 1 when something is."
     from avsrepro.data.check import check_dataset
+
     check(folder.is_dir(), f'{folder}: no such folder; give the root of a data set.')
     report = check_dataset(folder, setting)
     print(report)
-    if not report.ok: raise typer.Exit(1)
+    if not report.ok:
+        raise typer.Exit(1)
 
 # %% ../nbs/cli/10_cli.ipynb #d4abab5a
 @runs_app.command('list')
 def runs_list() -> None:
     "Finished runs: id, row, setting, profile, seed, J, minutes."
     from avsrepro.train.store import RunStore
+
     for r in RunStore().list():
-        print(f'{r.run_id}  {r.spec.paper} {r.spec.row:<14} {r.spec.setting:<4} {r.spec.profile:<6} seed {r.spec.seed}  J {100*r.means.get("J", r.means.get("mIoU")):5.1f}  {r.duration_s/60:5.1f} min')
+        print(
+            f'{r.run_id}  {r.spec.paper} {r.spec.row:<14} {r.spec.setting:<4} {r.spec.profile:<6} seed {r.spec.seed}  J {100 * r.means.get("J", r.means.get("mIoU")):5.1f}  {r.duration_s / 60:5.1f} min'
+        )
+
 
 @runs_app.command('import')
-def runs_import(files:Annotated[list[Path], typer.Argument(help='Files of runs, as in results/.../runs/.')]) -> None:
+def runs_import(
+    files: Annotated[list[Path], typer.Argument(help='Files of runs, as in results/.../runs/.')],
+) -> None:
     "Put published runs into the store, so that they are not trained again."
     from avsrepro.train.store import RunStore, import_runs
-    counts = [import_runs(f, RunStore()) for f in tqdm(files, unit='file', delay=2, leave=False, disable=None)]
+
+    counts = [
+        import_runs(f, RunStore()) for f in tqdm(files, unit='file', delay=2, leave=False, disable=None)
+    ]
     print(f'{sum(n["imported"] for n in counts)} imported, {sum(n["present"] for n in counts)} already there')
 
+
 @runs_app.command('clear')
-def runs_clear(ids:Annotated[Optional[list[str]], typer.Argument(help='Run ids; all runs when not given.')]=None,
-               yes:Annotated[bool, typer.Option('--yes', help='Do not ask.')]=False) -> None:
+def runs_clear(
+    ids: Annotated[Optional[list[str]], typer.Argument(help='Run ids; all runs when not given.')] = None,
+    yes: Annotated[bool, typer.Option('--yes', help='Do not ask.')] = False,
+) -> None:
     "Delete finished runs and their checkpoints from the store."
     from avsrepro.train.store import RunStore
-    if not yes: typer.confirm(f'Delete {len(ids) if ids else "all"} runs?', abort=True)
+
+    if not yes:
+        typer.confirm(f'Delete {len(ids) if ids else "all"} runs?', abort=True)
     RunStore().clear(ids or None)
 
 # %% ../nbs/cli/10_cli.ipynb #2cc733e2
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals():
+    main()

@@ -1,4 +1,5 @@
 "Bad input data: each kind is refused with one sentence that names the file, or, for unusual but valid sound, read."
+
 import os
 import pickle
 from dataclasses import replace
@@ -15,7 +16,7 @@ from avsrepro.data.check import check_dataset
 from avsrepro.data.layouts import Clip, metadata_row, open_dataset, write_clip, write_metadata
 from avsrepro.data.pickles import load_log_mel, save_log_mel
 
-SOUND = 0.1*torch.sin(torch.arange(80_000)/5)[None]
+SOUND = 0.1 * torch.sin(torch.arange(80_000) / 5)[None]
 MEL = log_mel(SOUND[0])
 
 
@@ -36,10 +37,12 @@ def make(root, setting, ids=('clip',), split='train'):
 
 def refused(path, action, *words):
     "The action raises one sentence that names `path` and holds `words`, and the sentence is one line."
-    with pytest.raises(InputError) as caught: action()
+    with pytest.raises(InputError) as caught:
+        action()
     message = str(caught.value)
     assert os.path.basename(str(path)) in message and '\n' not in message, message
-    for word in words: assert word in message, message
+    for word in words:
+        assert word in message, message
 
 
 KINDS = ['frames', 'masks', 'audio']
@@ -52,7 +55,8 @@ def test_missing_file(tmp_path, setting, kind):
     found = getattr(files, kind)
     path = found[0] if isinstance(found, tuple) else found
     path.unlink()
-    if setting == 'avss' and kind == 'masks': files.colours[0].unlink()  # else the colour mask stands in
+    if setting == 'avss' and kind == 'masks':
+        files.colours[0].unlink()  # else the colour mask stands in
     refused(path, lambda: open_dataset(tmp_path, setting, 'train')[0], 'expected')
     assert any(path.name in p for p in check_dataset(tmp_path, setting).problems)
 
@@ -103,9 +107,11 @@ def test_wrong_class_id(tmp_path):
 def test_bad_targets_are_not_written(tmp_path):
     clip = clip_of('ms3')
     clip.target[0, 0, 0] = 3
-    with pytest.raises(InputError, match="'clip'"): write_clip(tmp_path, 'ms3', clip)
+    with pytest.raises(InputError, match="'clip'"):
+        write_clip(tmp_path, 'ms3', clip)
     clip = clip_of('ms3')
-    with pytest.raises(InputError, match='5x16x16'): write_clip(tmp_path, 'ms3', replace(clip, target=clip.target[:, :8]))
+    with pytest.raises(InputError, match='5x16x16'):
+        write_clip(tmp_path, 'ms3', replace(clip, target=clip.target[:, :8]))
     assert not list(tmp_path.rglob('*.*'))
 
 
@@ -113,65 +119,93 @@ def test_nan_log_mel(tmp_path):
     files, _ = make(tmp_path, 'ms3')
     files.mel.write_bytes(pickle.dumps(torch.full((5, 1, 96, 64), float('nan'))))
     refused(files.mel, lambda: open_dataset(tmp_path, 'ms3', 'train')[0], 'NaN')
-    with pytest.raises(InputError, match='NaN'): save_log_mel(tmp_path/'new.pkl', MEL*float('nan'))
-    assert not (tmp_path/'new.pkl').exists()
+    with pytest.raises(InputError, match='NaN'):
+        save_log_mel(tmp_path / 'new.pkl', MEL * float('nan'))
+    assert not (tmp_path / 'new.pkl').exists()
 
 
-@pytest.mark.parametrize('content', [pickle.dumps(MEL[:, 0]), pickle.dumps([1, 2]), pickle.dumps(MEL)[:500], b''])
+@pytest.mark.parametrize(
+    'content', [pickle.dumps(MEL[:, 0]), pickle.dumps([1, 2]), pickle.dumps(MEL)[:500], b'']
+)
 def test_log_mel_that_is_none(tmp_path, content):
-    path = tmp_path/'odd.pkl'
+    path = tmp_path / 'odd.pkl'
     path.write_bytes(content)
     refused(path, lambda: load_log_mel(path), '[T,1,96,64]')
 
 
 class Command:
     "A pickle that runs a command when it is loaded."
-    def __init__(self, command): self.command = command
-    def __reduce__(self): return os.system, (self.command,)
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
 
 
-@pytest.mark.parametrize('wrap', [pickle.dumps, lambda c: pickle.dumps((MEL, c)), lambda c: pickle.dumps({'mel': c})])
+@pytest.mark.parametrize(
+    'wrap', [pickle.dumps, lambda c: pickle.dumps((MEL, c)), lambda c: pickle.dumps({'mel': c})]
+)
 def test_malicious_pickle(tmp_path, wrap):
     files, _ = make(tmp_path, 'ms3')
     files.mel.write_bytes(wrap(Command(f'touch {tmp_path}/owned')))
     refused(files.mel, lambda: open_dataset(tmp_path, 'ms3', 'train')[0], 'system')
     assert any('system' in p for p in check_dataset(tmp_path, 'ms3').problems)
-    assert not (tmp_path/'owned').exists()
+    assert not (tmp_path / 'owned').exists()
 
 
 def test_malicious_bytes_inside_a_storage(tmp_path):
     class Storage:
-        def __reduce__(self): return torch.storage._load_from_bytes, (pickle.dumps(Command(f'touch {tmp_path}/owned')),)
-    path = tmp_path/'inner.pkl'
+        def __reduce__(self):
+            return torch.storage._load_from_bytes, (pickle.dumps(Command(f'touch {tmp_path}/owned')),)
+
+    path = tmp_path / 'inner.pkl'
     path.write_bytes(pickle.dumps(Storage()))
     refused(path, lambda: load_log_mel(path))
     torch.save(Command(f'touch {tmp_path}/owned'), path)
     refused(path, lambda: load_log_mel(path))
-    assert not (tmp_path/'owned').exists()
+    assert not (tmp_path / 'owned').exists()
 
 
 @pytest.mark.parametrize('suffix', ['wav', 'flac'])
 def test_truncated_sound(tmp_path, suffix):
-    path = tmp_path/f'cut.{suffix}'
-    soundfile.write(path, 0.1*np.random.default_rng(0).standard_normal(16_000), 16_000)
+    path = tmp_path / f'cut.{suffix}'
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
     path.write_bytes(path.read_bytes()[:9_000])
     refused(path, lambda: read_audio(path), 'expected' if suffix == 'flac' else 'truncated')
 
 
 def test_sound_that_is_none(tmp_path):
-    for name, write in dict(empty=lambda p: soundfile.write(p, np.zeros(0), 16_000), text=lambda p: p.write_text('no sound'),
-                            nan=lambda p: soundfile.write(p, np.array([0, np.nan]), 16_000, subtype='FLOAT')).items():
-        path = tmp_path/f'{name}.wav'
+    for name, write in dict(
+        empty=lambda p: soundfile.write(p, np.zeros(0), 16_000),
+        text=lambda p: p.write_text('no sound'),
+        nan=lambda p: soundfile.write(p, np.array([0, np.nan]), 16_000, subtype='FLOAT'),
+    ).items():
+        path = tmp_path / f'{name}.wav'
         write(path)
         refused(path, lambda: read_audio(path))
 
 
-@pytest.mark.parametrize('rate,subtype,channels,scale', [
-    (16_000, 'PCM_16', 1, 0), (16_000, 'PCM_16', 2, .1), (8_000, 'PCM_U8', 1, .1), (96_000, 'PCM_24', 2, .1), (44_100, 'FLOAT', 6, .1), (16_001, 'PCM_32', 1, .1)])
+@pytest.mark.parametrize(
+    'rate,subtype,channels,scale',
+    [
+        (16_000, 'PCM_16', 1, 0),
+        (16_000, 'PCM_16', 2, 0.1),
+        (8_000, 'PCM_U8', 1, 0.1),
+        (96_000, 'PCM_24', 2, 0.1),
+        (44_100, 'FLOAT', 6, 0.1),
+        (16_001, 'PCM_32', 1, 0.1),
+    ],
+)
 def test_unusual_sound_is_read(tmp_path, rate, subtype, channels, scale):
     "Silent, stereo, 8-bit, 24-bit, float, 96 kHz: handled, also inside a data set."
     files, _ = make(tmp_path, 'ms3')
-    soundfile.write(files.audio, scale*np.sin(np.arange(5*rate)/9)[:, None].repeat(channels, 1), rate, subtype=subtype)
+    soundfile.write(
+        files.audio,
+        scale * np.sin(np.arange(5 * rate) / 9)[:, None].repeat(channels, 1),
+        rate,
+        subtype=subtype,
+    )
     files.mel.unlink()
     clip = open_dataset(tmp_path, 'ms3', 'train')[0]
     assert clip.audio.shape == (channels, 80_000) and clip.mel.shape == (5, 1, 96, 64)
@@ -185,10 +219,18 @@ def test_short_sound_is_filled(tmp_path):
     assert open_dataset(tmp_path, 'ms3', 'train')[0].mel.shape == (5, 1, 96, 64)
 
 
-@pytest.mark.parametrize('content,word', [
-    ('', 'lacks the columns'), ('name,category,split\n', 'no clips'), ('name,split\nclip,train\n', 'lacks the column'),
-    ('name,start,category,split\nclip,0,dog\n', 'line 2'), ('name,start,category,split\nclip,0,dog,tset\n', 'tset'),
-    ('name,start,category,split\n../clip,0,dog,train\n', '../clip'), ('name,start,category,split\n,0,dog,train\n', 'line 2')])
+@pytest.mark.parametrize(
+    'content,word',
+    [
+        ('', 'lacks the columns'),
+        ('name,category,split\n', 'no clips'),
+        ('name,split\nclip,train\n', 'lacks the column'),
+        ('name,start,category,split\nclip,0,dog\n', 'line 2'),
+        ('name,start,category,split\nclip,0,dog,tset\n', 'tset'),
+        ('name,start,category,split\n../clip,0,dog,train\n', '../clip'),
+        ('name,start,category,split\n,0,dog,train\n', 'line 2'),
+    ],
+)
 def test_malformed_table(tmp_path, content, word):
     _, table = make(tmp_path, 's4')
     table.write_text(content)
@@ -205,7 +247,7 @@ def test_duplicate_rows_are_reported(tmp_path):
 @pytest.mark.parametrize('labels', ['{', '{"background": 0, "dog": 1}', '{"background": 1, "dog": 3}', '[]'])
 def test_malformed_labels(tmp_path, labels):
     make(tmp_path, 'avss')
-    (tmp_path/'label2idx.json').write_text(labels)
+    (tmp_path / 'label2idx.json').write_text(labels)
     refused('label2idx.json', lambda: open_dataset(tmp_path, 'avss', 'train'))
     assert any('label2idx.json' in p for p in check_dataset(tmp_path, 'avss').problems)
 
@@ -214,13 +256,17 @@ def test_unknown_names_and_places(tmp_path):
     make(tmp_path, 'ms3')
     refused('ms33', lambda: open_dataset(tmp_path, 'ms33', 'train'), "Did you mean 'ms3'")
     refused('tset', lambda: open_dataset(tmp_path, 'ms3', 'tset'), "Did you mean 'test'")
-    refused('nowhere', lambda: open_dataset(tmp_path/'nowhere', 'ms3', 'train'), 'no such folder')
+    refused('nowhere', lambda: open_dataset(tmp_path / 'nowhere', 'ms3', 'train'), 'no such folder')
     refused('s4_meta_data.csv', lambda: open_dataset(tmp_path, 's4', 'train'), 'Single-source')
 
 
 def test_many_problems_in_one_report(tmp_path):
     files, _ = make(tmp_path, 'ms3', ('clip', 'other'), 'val')
-    files.frames[0].unlink(); files.masks[0].write_text('x'); files.audio.write_text('x'); files.mel.write_bytes(b'x')
+    files.frames[0].unlink()
+    files.masks[0].write_text('x')
+    files.audio.write_text('x')
+    files.mel.write_bytes(b'x')
     report = check_dataset(tmp_path, 'ms3')
     assert report.counts == {'val': 2} and len(report.problems) == 4
-    for path in (files.frames[0], files.masks[0], files.audio, files.mel): assert str(path) in str(report)
+    for path in (files.frames[0], files.masks[0], files.audio, files.mel):
+        assert str(path) in str(report)

@@ -1,4 +1,5 @@
 "The project holds together: one list of dependencies, a README that is what it claims, notebooks and modules that are whole."
+
 import importlib.util
 import json
 import os
@@ -18,33 +19,40 @@ from avsrepro.core.paths import repo_root
 from avsrepro.report.readme import export_readme
 
 ROOT = repo_root()
-NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts))
-SOURCES = sorted((ROOT/'avsrepro').rglob('*.py'))
+NOTEBOOKS = sorted(
+    p
+    for p in (ROOT / 'nbs').rglob('*.ipynb')
+    if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts)
+)
+SOURCES = sorted((ROOT / 'avsrepro').rglob('*.py'))
 
 
 def git(*args):
-    if not (ROOT/'.git').exists() or shutil.which('git') is None: pytest.skip('not a git checkout')
+    if not (ROOT / '.git').exists() or shutil.which('git') is None:
+        pytest.skip('not a git checkout')
     return subprocess.run(['git', *args], cwd=ROOT, capture_output=True, text=True)
 
 
-def name_of(path): return path.relative_to(ROOT).as_posix()
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
 
 
 def settings():
     config = ConfigParser(delimiters=['='])
-    config.read(ROOT/'settings.ini', encoding='utf-8')
+    config.read(ROOT / 'settings.ini', encoding='utf-8')
     return config['DEFAULT']
 
 
 def commands():
     "The one-line commands of README: the contents of its bash blocks."
-    return re.findall(r'^```bash\n(.*?)\n```$', (ROOT/'README.md').read_text(encoding='utf-8'), re.M | re.S)
+    return re.findall(r'^```bash\n(.*?)\n```$', (ROOT / 'README.md').read_text(encoding='utf-8'), re.M | re.S)
 
 
 # dependencies and README
 
+
 def test_conda_environment_equals_settings():
-    wanted = yaml.safe_load((ROOT/'environment.yml').read_text())['dependencies']
+    wanted = yaml.safe_load((ROOT / 'environment.yml').read_text())['dependencies']
     pip = next(d['pip'] for d in wanted if isinstance(d, dict))
     cfg = settings()
     assert pip == cfg['requirements'].split() + cfg['dev_requirements'].split()
@@ -52,7 +60,8 @@ def test_conda_environment_equals_settings():
     assert python.startswith(f"python>={cfg['min_python']},")
 
 
-def test_readme_is_in_sync(): assert export_readme(check=True) is False
+def test_readme_is_in_sync():
+    assert export_readme(check=True) is False
 
 
 def test_readme_opens_with_the_two_commands():
@@ -64,20 +73,25 @@ def test_readme_opens_with_the_two_commands():
 
 
 def test_ci_runs_the_second_command_of_readme():
-    if shutil.which('bash') is None: pytest.skip('there is no bash')
-    shown = subprocess.run(['bash', '.ci/run', '--show'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    if shutil.which('bash') is None:
+        pytest.skip('there is no bash')
+    shown = subprocess.run(
+        ['bash', '.ci/run', '--show'], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert shown.strip() == commands()[1]
 
 
 def test_links_of_readme_lead_somewhere():
-    links = re.findall(r'\]\((?![a-z]+:|#)([^)\s]+)\)', (ROOT/'README.md').read_text(encoding='utf-8'))
-    assert links and not [l for l in links if not (ROOT/l).exists()]
+    links = re.findall(r'\]\((?![a-z]+:|#)([^)\s]+)\)', (ROOT / 'README.md').read_text(encoding='utf-8'))
+    assert links and not [l for l in links if not (ROOT / l).exists()]
 
 
 # notebooks
 
+
 @lru_cache(maxsize=None)
-def read(path): return json.loads(path.read_text(encoding='utf-8'))
+def read(path):
+    return json.loads(path.read_text(encoding='utf-8'))
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name_of)
@@ -91,7 +105,9 @@ def test_notebook_is_valid(path):
     assert not [o for c in nb['cells'] for o in c.get('outputs', ()) if o['output_type'] == 'error']
 
 
-LOCAL = re.compile(r'(?<![\w.)\]}>~*])(?:/(?:home|Users|root|work|tmp|opt|mnt|srv|media|private|var|usr)/|[A-Z]:\\+Users\\+)[^\s"\'`]*')
+LOCAL = re.compile(
+    r'(?<![\w.)\]}>~*])(?:/(?:home|Users|root|work|tmp|opt|mnt|srv|media|private|var|usr)/|[A-Z]:\\+Users\\+)[^\s"\'`]*'
+)
 
 
 def texts(nb):
@@ -101,12 +117,15 @@ def texts(nb):
         for o in c.get('outputs', ()):
             yield ''.join(o.get('text', ''))
             for kind, data in o.get('data', {}).items():
-                if not kind.startswith('image/') or kind == 'image/svg+xml': yield data if isinstance(data, str) else ''.join(map(str, data))
+                if not kind.startswith('image/') or kind == 'image/svg+xml':
+                    yield data if isinstance(data, str) else ''.join(map(str, data))
 
 
 def test_what_counts_as_a_local_path():
-    for text in ('see /home/ann/avs.py:3', '"/tmp/x.png"', 'C:\\Users\\ann'): assert LOCAL.search(text)
-    for text in ('https://a.org/home/x', 'results/tmp/x', '{root}/work/x', '.../tmp/x', 'a/b/c'): assert not LOCAL.search(text)
+    for text in ('see /home/ann/avs.py:3', '"/tmp/x.png"', 'C:\\Users\\ann'):
+        assert LOCAL.search(text)
+    for text in ('https://a.org/home/x', 'results/tmp/x', '{root}/work/x', '.../tmp/x', 'a/b/c'):
+        assert not LOCAL.search(text)
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name_of)
@@ -117,9 +136,10 @@ def test_notebook_has_no_local_path(path):
 
 # files
 
+
 def test_no_large_file_is_under_version_control():
     files = git('ls-files', '-z').stdout.split('\0')[:-1]
-    sizes = {f: (ROOT/f).stat().st_size for f in files if (ROOT/f).is_file()}
+    sizes = {f: (ROOT / f).stat().st_size for f in files if (ROOT / f).is_file()}
     assert sizes and not {f: n for f, n in sizes.items() if n > 2_000_000}
 
 
@@ -149,35 +169,48 @@ def test_every_module_can_be_imported_first():
     """Each module is the first of the package that its process imports, so it does not lean on what another one has imported.
     The processes are forks of one that has imported torch and timm and nothing of the package; `.ci/run` does the same in processes that are wholly new."""
     modules = [name_of(p).removesuffix('.py').removesuffix('/__init__').replace('/', '.') for p in SOURCES]
-    done = subprocess.run([sys.executable, '-c', IMPORTS, *modules], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = subprocess.run(
+        [sys.executable, '-c', IMPORTS, *modules], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
     assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
 
 
 def test_package_has_no_folder_without_init():
     "A folder of modules without `__init__.py` works in a checkout and is missing from a wheel."
-    assert not [name_of(p) for p in SOURCES if not (p.parent/'__init__.py').exists()]
+    assert not [name_of(p) for p in SOURCES if not (p.parent / '__init__.py').exists()]
 
 
 # data_prep
 
+
 def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT/'data_prep'/f'{name}.py')
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'data_prep' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main
 
 
 def test_scripts_of_data_prep(tmp_path, capsys):
-    make, check, place = script('make_scenes'), script('check_avsbench'), tmp_path/'scenes'
+    make, check, place = script('make_scenes'), script('check_avsbench'), tmp_path / 'scenes'
     few = '--size 32 --train 1 --val 1 --test 1 --jobs 1'.split()
     assert make([str(place), '--setting', 's4', 'ms3', *few]) == 0
-    assert sorted(p.name for p in place.iterdir()) == ['Multi-sources', 'Single-source', 'scenes_ms3.json', 'scenes_s4.json']
+    assert sorted(p.name for p in place.iterdir()) == [
+        'Multi-sources',
+        'Single-source',
+        'scenes_ms3.json',
+        'scenes_s4.json',
+    ]
     assert check([str(place), '--setting', 's4', 'ms3']) == 0
-    wav = next((place/'Single-source').rglob('*.wav'))
-    wav.unlink(); capsys.readouterr()
+    wav = next((place / 'Single-source').rglob('*.wav'))
+    wav.unlink()
+    capsys.readouterr()
     assert check([str(place), '--setting', 's4']) == 1 and wav.name in capsys.readouterr().out
-    for main, args, word in ((make, [place, *few], 'exists already'), (make, [tmp_path/'new', '--setting', 'ms4', *few], "'s4'"),
-                             (check, [place, '--setting', 's5'], "'s5'"), (check, [tmp_path/'nowhere', '--setting', 's4'], 'no such folder')):
+    for main, args, word in (
+        (make, [place, *few], 'exists already'),
+        (make, [tmp_path / 'new', '--setting', 'ms4', *few], "'s4'"),
+        (check, [place, '--setting', 's5'], "'s5'"),
+        (check, [tmp_path / 'nowhere', '--setting', 's4'], 'no such folder'),
+    ):
         assert main([str(a) for a in args]) == 2
         error = capsys.readouterr().err
         assert word in error and error.count('\n') == 1

@@ -1,4 +1,5 @@
 "Bad VPO data: each kind is refused with one sentence that names the file and says what was expected."
+
 import os
 
 import numpy as np
@@ -7,16 +8,35 @@ import torch
 from PIL import Image
 
 from avsrepro.core.errors import InputError
-from avsrepro.data.vpo import VPO_CLASSES, VPO_SETTINGS, Sample, Source, VPOData, held_out, pan, require_stereo, stereo_mel, to_clip, vpo_table, write_sample, write_vpo_table
+from avsrepro.data.vpo import (
+    VPO_CLASSES,
+    VPO_SETTINGS,
+    Sample,
+    Source,
+    VPOData,
+    held_out,
+    pan,
+    require_stereo,
+    stereo_mel,
+    to_clip,
+    vpo_table,
+    write_sample,
+    write_vpo_table,
+)
 from avsrepro.data.vpo_scenes import VPOConfig, write_vpo
 
-WAV = .1*torch.sin(torch.arange(48_000)/5)
+WAV = 0.1 * torch.sin(torch.arange(48_000) / 5)
 
 
-def sample_of(setting, image=42, split='train', positions=(.25, .75)):
-    mask = np.zeros((16, 24), np.uint8); mask[4:8, 2:9] = 9; mask[4:8, 15:20] = 255
+def sample_of(setting, image=42, split='train', positions=(0.25, 0.75)):
+    mask = np.zeros((16, 24), np.uint8)
+    mask[4:8, 2:9] = 9
+    mask[4:8, 15:20] = 255
     name = f'{image:012d}_{7:012d}' if setting == 'vpo-ss' else f'{image:012d}'
-    sources = tuple(Source(c, WAV, p) for c, p in zip(('dog', 'cell phone'), positions[:1] if setting == 'vpo-ss' else positions))
+    sources = tuple(
+        Source(c, WAV, p)
+        for c, p in zip(('dog', 'cell phone'), positions[:1] if setting == 'vpo-ss' else positions)
+    )
     return Sample(name, setting, split, setting, np.full((16, 24, 3), 90, np.uint8), mask, sources)
 
 
@@ -25,16 +45,20 @@ def make(root, setting, samples=None, change=None):
     rows = [r for s in samples or [sample_of(setting)] for r in write_sample(root, s, VPO_CLASSES)]
     write_vpo_table(root, setting, rows)
     files = VPOData(root, setting, 'train').raw_paths(0)
-    if change: change(rows); write_vpo_table(root, setting, rows)
+    if change:
+        change(rows)
+        write_vpo_table(root, setting, rows)
     return files
 
 
 def refused(path, action, *words):
     "The action raises one sentence that names `path` and holds `words`, and the sentence is one line."
-    with pytest.raises(InputError) as caught: action()
+    with pytest.raises(InputError) as caught:
+        action()
     message = str(caught.value)
     assert os.path.basename(str(path)) in message and '\n' not in message, message
-    for word in words: assert word in message, message
+    for word in words:
+        assert word in message, message
 
 
 every = pytest.mark.parametrize('setting', VPO_SETTINGS)
@@ -44,13 +68,24 @@ every = pytest.mark.parametrize('setting', VPO_SETTINGS)
 def test_round_trip(tmp_path, setting):
     make(tmp_path, setting)
     clip, made = VPOData(tmp_path, setting, 'train')[0], to_clip(sample_of(setting))
-    assert clip.info == made.info and torch.equal(clip.target, made.target) and set(clip.target.unique().tolist()) == {0, 9, 255}
-    assert clip.frames.shape == (1, 3, 16, 24) and clip.audio.shape == (2, 48_000) and clip.mel.shape == (1, 2, 96, 64) and clip.supervised.all()
+    assert (
+        clip.info == made.info
+        and torch.equal(clip.target, made.target)
+        and set(clip.target.unique().tolist()) == {0, 9, 255}
+    )
+    assert (
+        clip.frames.shape == (1, 3, 16, 24)
+        and clip.audio.shape == (2, 48_000)
+        and clip.mel.shape == (1, 2, 96, 64)
+        and clip.supervised.all()
+    )
 
 
 @every
 def test_missing_table(tmp_path, setting):
-    refused(vpo_table(tmp_path, setting), lambda: VPOData(tmp_path, setting, 'train'), 'no such table', 'VGGSound')
+    refused(
+        vpo_table(tmp_path, setting), lambda: VPOData(tmp_path, setting, 'train'), 'no such table', 'VGGSound'
+    )
 
 
 @every
@@ -92,19 +127,36 @@ def test_unknown_category(tmp_path, value):
 @pytest.mark.parametrize('value', ['', 'nan', 'left', '-0.1', '1.01', 'inf'])
 def test_no_position(tmp_path, setting, value):
     make(tmp_path, setting, change=lambda rows: rows[-1].update(audio_pos=value))
-    refused(vpo_table(tmp_path, setting), lambda: VPOData(tmp_path, setting, 'train'), 'line', 'audio_pos', 'from 0 (left) to 1 (right)')
+    refused(
+        vpo_table(tmp_path, setting),
+        lambda: VPOData(tmp_path, setting, 'train'),
+        'line',
+        'audio_pos',
+        'from 0 (left) to 1 (right)',
+    )
 
 
 @pytest.mark.parametrize('value', ['', '2', 'nan', 'maybe'])
 def test_broken_multi_instance(tmp_path, value):
     make(tmp_path, 'vpo-msmi', change=lambda rows: rows[0].update(multi_instance=value))
-    refused(vpo_table(tmp_path, 'vpo-msmi'), lambda: VPOData(tmp_path, 'vpo-msmi', 'train'), 'line 2', 'not 0 or 1')
+    refused(
+        vpo_table(tmp_path, 'vpo-msmi'),
+        lambda: VPOData(tmp_path, 'vpo-msmi', 'train'),
+        'line 2',
+        'not 0 or 1',
+    )
 
 
 @pytest.mark.parametrize('column,value', [('multi_instance', 0), ('split', 'val')])
 def test_rows_of_one_image_disagree(tmp_path, column, value):
     make(tmp_path, 'vpo-msmi', change=lambda rows: rows[1].update({column: value}))
-    refused(vpo_table(tmp_path, 'vpo-msmi'), lambda: VPOData(tmp_path, 'vpo-msmi', 'train'), 'line 3', column, 'one sample')
+    refused(
+        vpo_table(tmp_path, 'vpo-msmi'),
+        lambda: VPOData(tmp_path, 'vpo-msmi', 'train'),
+        'line 3',
+        column,
+        'one sample',
+    )
 
 
 @pytest.mark.parametrize('column', ['audio_pos', 'multi_instance', 'img_Id'])
@@ -115,7 +167,17 @@ def test_missing_column(tmp_path, column):
     refused(table, lambda: VPOData(tmp_path, 'vpo-msmi', 'train'), 'lacks the column', column)
 
 
-@pytest.mark.parametrize('column,value', [('img_Id', 'x'), ('img_Id', 10**12), ('split', 'dev'), ('vgg_file', '../up'), ('cateName', ''), ('ann_Ids', '[1, 2]')])
+@pytest.mark.parametrize(
+    'column,value',
+    [
+        ('img_Id', 'x'),
+        ('img_Id', 10**12),
+        ('split', 'dev'),
+        ('vgg_file', '../up'),
+        ('cateName', ''),
+        ('ann_Ids', '[1, 2]'),
+    ],
+)
 def test_other_bad_values(tmp_path, column, value):
     make(tmp_path, 'vpo-ss', change=lambda rows: rows[0].update({column: value}))
     refused(vpo_table(tmp_path, 'vpo-ss'), lambda: VPOData(tmp_path, 'vpo-ss', 'train'), 'line 2', column)
@@ -128,7 +190,9 @@ def test_row_of_another_length(tmp_path):
     refused(table, lambda: VPOData(tmp_path, 'vpo-ms', 'train'), 'line 4', '2 fields under 7 columns')
 
 
-@pytest.mark.parametrize('content', ['{', '[]', '{}', '{"a": 0}', '{"a": 3, "b": 3}', '{"a": 255}', '{"a": true}'])
+@pytest.mark.parametrize(
+    'content', ['{', '[]', '{}', '{"a": 0}', '{"a": 3, "b": 3}', '{"a": 255}', '{"a": true}']
+)
 def test_broken_class_table(tmp_path, content):
     make(tmp_path, 'vpo-ss')
     path = vpo_table(tmp_path, 'vpo-ss').with_name('classes.json')
@@ -138,16 +202,22 @@ def test_broken_class_table(tmp_path, content):
 
 def test_empty_split_and_unknown_names(tmp_path):
     make(tmp_path, 'vpo-ss')
-    refused(vpo_table(tmp_path, 'vpo-ss'), lambda: VPOData(tmp_path, 'vpo-ss', 'test'), "no rows for the split 'test'")
+    refused(
+        vpo_table(tmp_path, 'vpo-ss'),
+        lambda: VPOData(tmp_path, 'vpo-ss', 'test'),
+        "no rows for the split 'test'",
+    )
     refused('vpo-sss', lambda: VPOData(tmp_path, 'vpo-sss', 'test'), "Did you mean 'vpo-ss'")
     refused('tset', lambda: VPOData(tmp_path, 'vpo-ss', 'tset'), "Did you mean 'test'")
 
 
 def test_mono_where_stereo_is_expected():
-    stereo = stereo_mel(pan([WAV], [.2]))
+    stereo = stereo_mel(pan([WAV], [0.2]))
     assert require_stereo(stereo) is stereo
     for mel in (stereo[:, :1], stereo.mean(1), torch.zeros(96, 64)):
-        refused('the mel of VPO-MS', lambda: require_stereo(mel, 'the mel of VPO-MS'), 'two channels', 'VPOData')
+        refused(
+            'the mel of VPO-MS', lambda: require_stereo(mel, 'the mel of VPO-MS'), 'two channels', 'VPOData'
+        )
     refused('1.5', lambda: pan([WAV], [1.5]), 'between 0 (left) and 1 (right)')
     refused('nan', lambda: pan([WAV], [float('nan')]), 'between 0 (left) and 1 (right)')
 
@@ -164,20 +234,30 @@ def test_annotations_of_one_image_stay_in_one_split(tmp_path):
 
 def test_masks_in_category_folders_are_found(tmp_path):
     path = make(tmp_path, 'vpo-ss').mask
-    inside = path.parent/'dog'/path.name
-    inside.parent.mkdir(); path.rename(inside)
+    inside = path.parent / 'dog' / path.name
+    inside.parent.mkdir()
+    path.rename(inside)
     data = VPOData(tmp_path, 'vpo-ss', 'train')
     assert data.raw_paths(0).mask == inside and (data[0].target == 9).any()
 
 
 def test_part_of_msmi_lies_in_ms(tmp_path):
-    one = sample_of('vpo-msmi'); one.folder = 'vpo-ms'
+    one = sample_of('vpo-msmi')
+    one.folder = 'vpo-ms'
     files = make(tmp_path, 'vpo-msmi', [one])
-    assert files.image.parts[-3] == 'VPO-MS' and VPOData(tmp_path, 'vpo-msmi', 'train')[0].info['source'] == 'vpo-ms'
+    assert (
+        files.image.parts[-3] == 'VPO-MS'
+        and VPOData(tmp_path, 'vpo-msmi', 'train')[0].info['source'] == 'vpo-ms'
+    )
 
 
 def test_several_processes_write_the_same_files(tmp_path):
-    cfg = VPOConfig(setting='vpo-msmi', size=32, train=60, val=2, test=2, plain=.3)
-    for jobs in (1, 2): write_vpo(cfg, tmp_path/str(jobs), jobs, progress=False)
-    files = [sorted(p.relative_to(tmp_path/j) for p in (tmp_path/j).rglob('*') if p.is_file()) for j in '12']
-    assert files[0] == files[1] and all((tmp_path/'1'/p).read_bytes() == (tmp_path/'2'/p).read_bytes() for p in files[0])
+    cfg = VPOConfig(setting='vpo-msmi', size=32, train=60, val=2, test=2, plain=0.3)
+    for jobs in (1, 2):
+        write_vpo(cfg, tmp_path / str(jobs), jobs, progress=False)
+    files = [
+        sorted(p.relative_to(tmp_path / j) for p in (tmp_path / j).rglob('*') if p.is_file()) for j in '12'
+    ]
+    assert files[0] == files[1] and all(
+        (tmp_path / '1' / p).read_bytes() == (tmp_path / '2' / p).read_bytes() for p in files[0]
+    )

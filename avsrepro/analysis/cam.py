@@ -28,78 +28,104 @@ from ..nn.features import Features
 
 # %% ../../nbs/analysis/30_cam.ipynb #5ede4b22
 @contextmanager
-def watch(model:AVSModel, name:str) -> Iterator[dict[str, Tensor]]:
+def watch(model: AVSModel, name: str) -> Iterator[dict[str, Tensor]]:
     "Inside the block, forward passes leave the tapped tensor [(B T),C,h,w] under 'value'."
-    if name not in model.tap_names(): raise unknown('tap', name, model.tap_names())
+    if name not in model.tap_names():
+        raise unknown('tap', name, model.tap_names())
     caught = {}
-    def tap(n:str, value:Tensor, clips:int|None=None) -> Tensor:
-        if n == name: caught['value'] = value
+
+    def tap(n: str, value: Tensor, clips: int | None = None) -> Tensor:
+        if n == name:
+            caught['value'] = value
         return value
+
     model.tap = tap  # hides the method of the class
-    try: yield caught
-    finally: del model.tap
+    try:
+        yield caught
+    finally:
+        del model.tap
 
 # %% ../../nbs/analysis/30_cam.ipynb #5fe59f78
-def _features(model:AVSModel, inputs:Features|tuple[Tensor, Tensor]) -> Features:
+def _features(model: AVSModel, inputs: Features | tuple[Tensor, Tensor]) -> Features:
     "Encoded inputs on the model's device, cut off from whatever made them."
     device = next(model.parameters()).device
     if not isinstance(inputs, Features):
         frames, mel = (x.to(device) for x in inputs)
-        with torch.no_grad(): inputs = model.encode(model.normalise(frames), mel)
+        with torch.no_grad():
+            inputs = model.encode(model.normalise(frames), mel)
     fresh = lambda x: x.detach().clone().to(device).float().requires_grad_()
     return Features([fresh(v) for v in inputs.visual], fresh(inputs.audio_vector), fresh(inputs.audio_map))
 
-def normalise(maps:Tensor) -> Tensor:
+
+def normalise(maps: Tensor) -> Tensor:
     "Each map [...,h,w] divided by its largest value, if that is above zero."
     return maps / maps.amax((-2, -1), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
 
 # %% ../../nbs/analysis/30_cam.ipynb #bdccbf11
-def predicted_region(logits:Tensor) -> Tensor:
+def predicted_region(logits: Tensor) -> Tensor:
     "[B,T,K,H,W] to the classes that a mask shows, int64 [B,T,H,W]: 1 where a single logit is above zero, else the class of the largest."
     return (logits[:, :, 0] > 0).long() if logits.shape[2] == 1 else logits.argmax(2)
 
-def mask_score(logits:Tensor,  # [B,T,K,h,w]
-               region:Tensor  # [B,T,H,W]: 0 and 255 do not count, k counts the logit of class k
-              ) -> Tensor:
+
+def mask_score(
+    logits: Tensor,  # [B,T,K,h,w]
+    region: Tensor,  # [B,T,H,W]: 0 and 255 do not count, k counts the logit of class k
+) -> Tensor:
     "Sum of the logits inside a region (one number); the region is brought to the logits' grid, nearest neighbour."
-    check(region.ndim == 4 and region.shape[:2] == logits.shape[:2], f"region: expected [B,T,H,W] with B, T = {list(logits.shape[:2])}, found {list(region.shape)}.")
+    check(
+        region.ndim == 4 and region.shape[:2] == logits.shape[:2],
+        f"region: expected [B,T,H,W] with B, T = {list(logits.shape[:2])}, found {list(region.shape)}.",
+    )
     region = F.interpolate(region.to(logits.device).float(), logits.shape[-2:], mode='nearest-exact').long()
     counted = (region > 0) & (region != 255)
     k = (region - 1 if logits.shape[2] == 1 else region) * counted
-    check(int(k.max()) < logits.shape[2], f"region: expected classes below {max(logits.shape[2], 2)}, found {int((region * counted).max())}.")
+    check(
+        int(k.max()) < logits.shape[2],
+        f"region: expected classes below {max(logits.shape[2], 2)}, found {int((region * counted).max())}.",
+    )
     return (logits.gather(2, k[:, :, None])[:, :, 0] * counted).sum()
 
 # %% ../../nbs/analysis/30_cam.ipynb #7f7782ea
-def grad_cam(model:AVSModel,
-             inputs:Features|tuple[Tensor, Tensor],  # or frames uint8 [B,T,3,H,W] and mel [B,T,C,96,64]
-             tap:str,  # one of `model.tap_names()`
-             region:Tensor|None=None  # [B,T,H,W] as in `mask_score`; None: what the model predicts
-            ) -> Tensor:
+def grad_cam(
+    model: AVSModel,
+    inputs: Features | tuple[Tensor, Tensor],  # or frames uint8 [B,T,3,H,W] and mel [B,T,C,96,64]
+    tap: str,  # one of `model.tap_names()`
+    region: Tensor | None = None,  # [B,T,H,W] as in `mask_score`; None: what the model predicts
+) -> Tensor:
     "Maps [B,T,h,w] from 0 to 1 at the resolution of the tapped feature, on the CPU; the model is left as it was."
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(False), torch.enable_grad(), watch(model, tap) as caught:
             logits = model.decode(_features(model, inputs)).logits
-            check('value' in caught, f"tap '{tap}': expected a feature of the decoder, but decoding did not pass it.")
+            check(
+                'value' in caught,
+                f"tap '{tap}': expected a feature of the decoder, but decoding did not pass it.",
+            )
             A = caught['value']
             score = mask_score(logits, predicted_region(logits.detach()) if region is None else region)
-            gradient, = torch.autograd.grad(score, A, allow_unused=True, materialize_grads=True)
-    finally: model.train(training)
+            (gradient,) = torch.autograd.grad(score, A, allow_unused=True, materialize_grads=True)
+    finally:
+        model.train(training)
     w = gradient.mean((-2, -1), keepdim=True)
     cam = normalise(F.relu((w * A.detach()).sum(1)))
     return rearrange(cam, '(b t) h w -> b t h w', b=logits.shape[0]).cpu()
 
 # %% ../../nbs/analysis/30_cam.ipynb #6b0386a7
-def feature_map(model:AVSModel, inputs:Features|tuple[Tensor, Tensor], tap:str,
-                normalised:bool=True  # divide each map by its maximum
-               ) -> Tensor:
+def feature_map(
+    model: AVSModel,
+    inputs: Features | tuple[Tensor, Tensor],
+    tap: str,
+    normalised: bool = True,  # divide each map by its maximum
+) -> Tensor:
     "Mean absolute activation over channels, [B,T,h,w] on the CPU."
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(False), torch.no_grad(), watch(model, tap) as caught: model.decode(f := _features(model, inputs))
-    finally: model.train(training)
+        with torch.inference_mode(False), torch.no_grad(), watch(model, tap) as caught:
+            model.decode(f := _features(model, inputs))
+    finally:
+        model.train(training)
     check('value' in caught, f"tap '{tap}': expected a feature of the decoder, but decoding did not pass it.")
     maps = rearrange(caught['value'].abs().mean(1), '(b t) h w -> b t h w', b=f.audio_vector.shape[0]).cpu()
     return normalise(maps) if normalised else maps
@@ -107,98 +133,142 @@ def feature_map(model:AVSModel, inputs:Features|tuple[Tensor, Tensor], tap:str,
 # %% ../../nbs/analysis/30_cam.ipynb #f17d09b6
 CMAP = plt.get_cmap('viridis')
 
-def picture(frame:ArrayLike|Tensor) -> np.ndarray:
+
+def picture(frame: ArrayLike | Tensor) -> np.ndarray:
     "A frame uint8 [3,H,W] as float [H,W,3]."
     return rearrange(np.asarray(frame), 'c h w -> h w c') / 255
 
-def map_picture(map:ArrayLike|Tensor,  # [h,w], 0 to 1
-                size:tuple[int, int]|None=None  # bilinear
-               ) -> np.ndarray:
+
+def map_picture(
+    map: ArrayLike | Tensor,  # [h,w], 0 to 1
+    size: tuple[int, int] | None = None,  # bilinear
+) -> np.ndarray:
     "A map in colour, [H,W,3]."
     x = torch.as_tensor(map).float()[None, None]
-    if size is not None: x = F.interpolate(x, tuple(size), mode='bilinear', align_corners=False)
+    if size is not None:
+        x = F.interpolate(x, tuple(size), mode='bilinear', align_corners=False)
     return CMAP(x[0, 0].numpy())[..., :3]
 
-def overlay(frame:ArrayLike|Tensor,  # uint8 [3,H,W]
-            map:ArrayLike|Tensor,  # [h,w], 0 to 1
-            alpha:float=0.6) -> np.ndarray:
+
+def overlay(
+    frame: ArrayLike | Tensor,  # uint8 [3,H,W]
+    map: ArrayLike | Tensor,  # [h,w], 0 to 1
+    alpha: float = 0.6,
+) -> np.ndarray:
     "The map in colour over the frame in grey, [H,W,3]."
-    grey = picture(frame) @ np.array([.299, .587, .114])
+    grey = picture(frame) @ np.array([0.299, 0.587, 0.114])
     return (1 - alpha) * grey[..., None] + alpha * map_picture(map, grey.shape)
 
-def mask_picture(mask:ArrayLike|Tensor,  # [H,W]: 0 background, k class, 255 void
-                 colours:Mapping[int, Sequence[float]]|None=None  # class -> RGB, 0 to 1; default: class 1 white, else a cycle of colour-blind safe ones
-                ) -> np.ndarray:
+
+def mask_picture(
+    mask: ArrayLike | Tensor,  # [H,W]: 0 background, k class, 255 void
+    colours: Mapping[int, Sequence[float]]
+    | None = None,  # class -> RGB, 0 to 1; default: class 1 white, else a cycle of colour-blind safe ones
+) -> np.ndarray:
     "A mask on black, void in grey, [H,W,3]."
     mask = np.asarray(mask).astype(int)
     cycle = sns.color_palette('colorblind')
     picture = np.zeros((*mask.shape, 3))
     binary = colours is None and set(np.unique(mask)) <= {0, 1, 255}
     for k in np.unique(mask[mask > 0]).tolist():
-        picture[mask == k] = .5 if k == 255 else 1 if binary else (colours or {}).get(k, cycle[(k - 1) % len(cycle)])
+        picture[mask == k] = (
+            0.5 if k == 255 else 1 if binary else (colours or {}).get(k, cycle[(k - 1) % len(cycle)])
+        )
     return picture
 
 # %% ../../nbs/analysis/30_cam.ipynb #11028314
-def outlined(map:ArrayLike|Tensor,  # [h,w], 0 to 1
-             mask:ArrayLike|Tensor  # [H,W]; 1 is outlined, all else is not
-            ) -> np.ndarray:
+def outlined(
+    map: ArrayLike | Tensor,  # [h,w], 0 to 1
+    mask: ArrayLike | Tensor,  # [H,W]; 1 is outlined, all else is not
+) -> np.ndarray:
     "A map in colour at the size of the mask, with the mask's outline, [H,W,3]."
     mask = np.asarray(mask) == 1
-    line, shown = max(1, mask.shape[-1]//150), map_picture(map, mask.shape)
+    line, shown = max(1, mask.shape[-1] // 150), map_picture(map, mask.shape)
     shown[binary_dilation(mask, iterations=line) & ~mask] = 0
     shown[mask & ~binary_erosion(mask, iterations=line)] = 1
     return shown
 
 # %% ../../nbs/analysis/30_cam.ipynb #7f0d43a0
-def ranked_clips(scores:Sequence[Mapping]) -> list[tuple[float, Mapping]]:
+def ranked_clips(scores: Sequence[Mapping]) -> list[tuple[float, Mapping]]:
     "Pairs of J over sounding frames and the clip's record ('id'; 'J' and 'sounding' of T frames), worst first, ties in the order of names; clips in which nothing sounds are left out."
     kept = [c for c in scores if any(c['sounding'])]
-    return sorted(((np.mean([j for j, s in zip(c['J'], c['sounding']) if s]), c) for c in kept), key=lambda x: (x[0], x[1]['id']))
+    return sorted(
+        ((np.mean([j for j, s in zip(c['J'], c['sounding']) if s]), c) for c in kept),
+        key=lambda x: (x[0], x[1]['id']),
+    )
 
-def typical_frame(J:float, record:Mapping) -> int:
+
+def typical_frame(J: float, record: Mapping) -> int:
     "The sounding frame whose J is nearest to `J`, the earlier one of two."
     return min((t for t, s in enumerate(record['sounding']) if s), key=lambda t: (abs(record['J'][t] - J), t))
 
-def pick_frames(scores:Sequence[Mapping],  # a run's record of each clip, as in `ranked_clips`
-                percentiles:Sequence[float]=(10, 50, 90)) -> list[dict]:
+
+def pick_frames(
+    scores: Sequence[Mapping],  # a run's record of each clip, as in `ranked_clips`
+    percentiles: Sequence[float] = (10, 50, 90),
+) -> list[dict]:
     "Rule, id, frame and the frame's J of the clip at each percentile; `InputError` if nothing sounds in any clip."
     order, picks = ranked_clips(scores), []
-    check(bool(order), f'pick_frames: expected a clip in which something sounds, found none among {len(scores)}.')
+    check(
+        bool(order),
+        f'pick_frames: expected a clip in which something sounds, found none among {len(scores)}.',
+    )
     for p in percentiles:
-        J, c = order[round(p/100*(len(order) - 1))]
-        picks.append(dict(rule=f'{p}th percentile', id=c['id'], frame=(t := typical_frame(J, c)), J=c['J'][t]))
+        J, c = order[round(p / 100 * (len(order) - 1))]
+        picks.append(
+            dict(rule=f'{p}th percentile', id=c['id'], frame=(t := typical_frame(J, c)), J=c['J'][t])
+        )
     return picks
 
 # %% ../../nbs/analysis/30_cam.ipynb #db8cd8f8
-def panels(rows:Sequence[str],  # labels of the rows, may be empty strings
-           columns:Sequence[str],  # headings
-           pictures:Sequence[Sequence[np.ndarray|None]],  # [row][column]: [H,W,3], or None for an empty cell
-           scale:str='',  # what the colours of maps mean; '' for no scale
-           width:float=12,  # inches
-           letters:bool=True, fontsize:int=12) -> plt.Figure:
+def panels(
+    rows: Sequence[str],  # labels of the rows, may be empty strings
+    columns: Sequence[str],  # headings
+    pictures: Sequence[Sequence[np.ndarray | None]],  # [row][column]: [H,W,3], or None for an empty cell
+    scale: str = '',  # what the colours of maps mean; '' for no scale
+    width: float = 12,  # inches
+    letters: bool = True,
+    fontsize: int = 12,
+) -> plt.Figure:
     "A grid of pictures. `InputError` unless there is a picture for every row and column."
-    check(len(pictures) == len(rows) > 0 and all(len(p) == len(columns) > 0 for p in pictures),
-          f"panels: expected {len(rows)} rows of {len(columns)} pictures, found {[len(p) for p in pictures]}.")
+    check(
+        len(pictures) == len(rows) > 0 and all(len(p) == len(columns) > 0 for p in pictures),
+        f"panels: expected {len(rows)} rows of {len(columns)} pictures, found {[len(p) for p in pictures]}.",
+    )
     H, W = next((p.shape[:2] for row in pictures for p in row if p is not None), (1, 1))
-    line, gap, n, m = fontsize / 72 * 1.35, .05, len(rows), len(columns)
+    line, gap, n, m = fontsize / 72 * 1.35, 0.05, len(rows), len(columns)
     wrap = lambda text, inches: textwrap.fill(text, max(int(inches * 114 / fontsize), 6))
     high = lambda texts: line * max(t.count('\n') + 1 for t in texts) if any(texts) else 0
     tall = lambda left: (width - left - gap * (m - 1)) / m * H / W
-    labels = [wrap(r, tall(.3)) for r in rows]
-    left = high(labels) + .1 * any(labels)
+    labels = [wrap(r, tall(0.3)) for r in rows]
+    left = high(labels) + 0.1 * any(labels)
     h, w = tall(left), tall(left) * W / H
     titles = [wrap(c, w) for c in columns]
-    top, bottom = high(titles) + .08, letters * (line + .05) + bool(scale) * (2 * line + .35)
+    top, bottom = high(titles) + 0.08, letters * (line + 0.05) + bool(scale) * (2 * line + 0.35)
     height = top + n * (h + gap) + bottom
     fig = plt.figure(figsize=(width, height))
     for i, j in np.ndindex(n, m):
-        ax = fig.add_axes(((left + j * (w + gap)) / width, 1 - (top + h + i * (h + gap)) / height, w / width, h / height), xticks=[], yticks=[])
+        ax = fig.add_axes(
+            ((left + j * (w + gap)) / width, 1 - (top + h + i * (h + gap)) / height, w / width, h / height),
+            xticks=[],
+            yticks=[],
+        )
         sns.despine(ax=ax, left=True, bottom=True)
-        if pictures[i][j] is not None: ax.imshow(np.clip(pictures[i][j], 0, 1), interpolation='nearest')
-        if i == 0: ax.set_title(titles[j], fontsize=fontsize)
-        if j == 0: ax.set_ylabel(labels[i], fontsize=fontsize)
-        if letters and i == n - 1: ax.set_xlabel(f'({chr(97 + j)})', fontsize=fontsize)
+        if pictures[i][j] is not None:
+            ax.imshow(np.clip(pictures[i][j], 0, 1), interpolation='nearest')
+        if i == 0:
+            ax.set_title(titles[j], fontsize=fontsize)
+        if j == 0:
+            ax.set_ylabel(labels[i], fontsize=fontsize)
+        if letters and i == n - 1:
+            ax.set_xlabel(f'({chr(97 + j)})', fontsize=fontsize)
     if scale:
-        bar = fig.colorbar(ScalarMappable(cmap=CMAP), cax=fig.add_axes((.3, (2 * line + .1) / height, .4, .12 / height)), orientation='horizontal')
-        bar.set_label(scale, fontsize=fontsize); bar.set_ticks([0, .5, 1]); bar.ax.tick_params(labelsize=fontsize)
+        bar = fig.colorbar(
+            ScalarMappable(cmap=CMAP),
+            cax=fig.add_axes((0.3, (2 * line + 0.1) / height, 0.4, 0.12 / height)),
+            orientation='horizontal',
+        )
+        bar.set_label(scale, fontsize=fontsize)
+        bar.set_ticks([0, 0.5, 1])
+        bar.ax.tick_params(labelsize=fontsize)
     return fig

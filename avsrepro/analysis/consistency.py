@@ -25,68 +25,86 @@ from ..models.base import AVSModel
 from ..train.batches import Source, predict
 
 # %% ../../nbs/analysis/20_consistency.ipynb #1575b1bf
-def _hsic(X:np.ndarray, Y:np.ndarray, unbiased:bool) -> float:
+def _hsic(X: np.ndarray, Y: np.ndarray, unbiased: bool) -> float:
     "Dependence of centred X [N,D1] and Y [N,D2] under linear kernels, up to a factor that depends on N alone."
-    total = float(((X.T @ Y)**2).sum())
-    if not unbiased: return total
+    total = float(((X.T @ Y) ** 2).sum())
+    if not unbiased:
+        return total
     n, k, l = len(X), (X**2).sum(1), (Y**2).sum(1)  # diagonals of the kernels; their rows sum to zero
     return total - k @ l + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 * (k @ l) / (n - 2)
 
-def linear_cka(X:np.ndarray,  # [N,D1], one row per observation
-               Y:np.ndarray,  # [N,D2], the same observations
-               unbiased:bool=False
-              ) -> float:
+
+def linear_cka(
+    X: np.ndarray,  # [N,D1], one row per observation
+    Y: np.ndarray,  # [N,D2], the same observations
+    unbiased: bool = False,
+) -> float:
     "Centred linear CKA, 0 to 1 (the unbiased one may fall below 0); NaN if a feature is constant."
     X, Y = (np.asarray(x, dtype=np.float64) for x in (X, Y))
-    check(X.ndim == Y.ndim == 2 and len(X) == len(Y) > 3, f"linear_cka: expected [N,D1] and [N,D2] with one N above 3, found {list(X.shape)} and {list(Y.shape)}.")
+    check(
+        X.ndim == Y.ndim == 2 and len(X) == len(Y) > 3,
+        f"linear_cka: expected [N,D1] and [N,D2] with one N above 3, found {list(X.shape)} and {list(Y.shape)}.",
+    )
     X, Y = X - X.mean(0), Y - Y.mean(0)
     xy, xx, yy = (_hsic(a, b, unbiased) for a, b in ((X, Y), (X, X), (Y, Y)))
     return xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else math.nan
 
 # %% ../../nbs/analysis/20_consistency.ipynb #74d9e494
-def kl_divergence(P:np.ndarray,  # [...,K], sums to 1 over the last axis
-                  Q:np.ndarray  # the same shape
-                 ) -> np.ndarray:
+def kl_divergence(
+    P: np.ndarray,  # [...,K], sums to 1 over the last axis
+    Q: np.ndarray,  # the same shape
+) -> np.ndarray:
     "KL(P||Q) in nats, [...]."
     return rel_entr(np.asarray(P, dtype=np.float64), np.asarray(Q, dtype=np.float64)).sum(-1)
 
-def js_divergence(P:np.ndarray, Q:np.ndarray) -> np.ndarray:
+
+def js_divergence(P: np.ndarray, Q: np.ndarray) -> np.ndarray:
     "Jensen-Shannon divergence of P and Q [...,K] in nats, [...]: the mean KL to their average; not its square root."
     M = (np.asarray(P, dtype=np.float64) + np.asarray(Q, dtype=np.float64)) / 2
     return (kl_divergence(P, M) + kl_divergence(Q, M)) / 2
 
 # %% ../../nbs/analysis/20_consistency.ipynb #518cfdc9
-def distributions(X:np.ndarray,  # [N,C]
-                  standardised:bool=False  # mean 0, deviation 1 over the channels first
-                 ) -> np.ndarray:
+def distributions(
+    X: np.ndarray,  # [N,C]
+    standardised: bool = False,  # mean 0, deviation 1 over the channels first
+) -> np.ndarray:
     "Softmax over channels, [N,C]."
     X = np.asarray(X, dtype=np.float64)
-    if standardised: X = (X - X.mean(1, keepdims=True)) / np.maximum(X.std(1, keepdims=True), 1e-12)
+    if standardised:
+        X = (X - X.mean(1, keepdims=True)) / np.maximum(X.std(1, keepdims=True), 1e-12)
     return softmax(X, axis=1)
 
 # %% ../../nbs/analysis/20_consistency.ipynb #2341c413
-def damf_taps(model:AVSModel) -> dict[str, dict[str, tuple[str, str]]]:
+def damf_taps(model: AVSModel) -> dict[str, dict[str, tuple[str, str]]]:
     "stage -> 'before' and 'after' DAMF -> names of the (audio, visual) tap; `InputError` for a model without both directions."
     known, out = set(model.tap_names()), {}
     for j, stage in enumerate(getattr(model, 'stages', ()), 1):
         visual = 'snrp' if f'stage{j}.snrp' in known and stage.pre else 'visual'
         names = dict(before=('audio', visual), after=('a2v', 'v2a'))
         out[f'stage{j}'] = {when: tuple(f'stage{j}.{n}' for n in pair) for when, pair in names.items()}
-    check(bool(out) and all(n in known for s in out.values() for pair in s.values() for n in pair),
-          f'consistency: expected a model with both directions of DAMF, found {getattr(model, "name", type(model).__name__)} without them.')
+    check(
+        bool(out) and all(n in known for s in out.values() for pair in s.values() for n in pair),
+        f'consistency: expected a model with both directions of DAMF, found {getattr(model, "name", type(model).__name__)} without them.',
+    )
     return out
 
 # %% ../../nbs/analysis/20_consistency.ipynb #418e984f
 @dataclass
 class Pooled:
     "Vectors of N frames: `pairs[stage][when]` is (audio [N,C], visual [N,C]), `clips` [N] says whose frame it is."
+
     clips: np.ndarray
     pairs: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
+
 @torch.no_grad()
-def collect(model:AVSModel, source:Source,
-            taps:Mapping[str, Mapping[str, tuple[str, str]]]|None=None,  # default: `damf_taps(model)`
-            batch_size:int=4, amp:str|None=None) -> Pooled:
+def collect(
+    model: AVSModel,
+    source: Source,
+    taps: Mapping[str, Mapping[str, tuple[str, str]]] | None = None,  # default: `damf_taps(model)`
+    batch_size: int = 4,
+    amp: str | None = None,
+) -> Pooled:
     "Spatial means of the tapped maps of all frames, in evaluation mode."
     taps, training = taps or damf_taps(model), model.training
     names = list(dict.fromkeys(n for s in taps.values() for pair in s.values() for n in pair))
@@ -94,44 +112,71 @@ def collect(model:AVSModel, source:Source,
     model.eval()
     try:
         for batch in (b for step in source.batches(batch_size) for b in step):
-            with model.taps(*names) as caught: predict(model, batch, amp=amp)
+            with model.taps(*names) as caught:
+                predict(model, batch, amp=amp)
             clips += np.repeat(batch.ids, batch.target.shape[1]).tolist()
-            for n in names: vectors[n].append(caught[n].float().mean((-2, -1)).flatten(0, 1).cpu().double().numpy())
-    finally: model.train(training)
+            for n in names:
+                vectors[n].append(caught[n].float().mean((-2, -1)).flatten(0, 1).cpu().double().numpy())
+    finally:
+        model.train(training)
     X = {n: np.concatenate(v) for n, v in vectors.items()}
-    return Pooled(np.array(clips), {s: {when: (X[a], X[v]) for when, (a, v) in whens.items()} for s, whens in taps.items()})
+    return Pooled(
+        np.array(clips),
+        {s: {when: (X[a], X[v]) for when, (a, v) in whens.items()} for s, whens in taps.items()},
+    )
 
 # %% ../../nbs/analysis/20_consistency.ipynb #1bdbfba6
 METRICS = ('CKA', 'CKA unbiased', 'KL', 'JS', 'KL standardised', 'JS standardised')
 
-def _divergences(audio:np.ndarray, visual:np.ndarray) -> np.ndarray:
+
+def _divergences(audio: np.ndarray, visual: np.ndarray) -> np.ndarray:
     "KL, JS and both standardised, of each frame: [4,N]."
     pairs = [(distributions(audio, z), distributions(visual, z)) for z in (False, True)]
     return np.stack([f(*p) for p in pairs for f in (kl_divergence, js_divergence)])
 
-def _values(pooled:Pooled, frames:dict, index:np.ndarray|slice) -> np.ndarray:
+
+def _values(pooled: Pooled, frames: dict, index: np.ndarray | slice) -> np.ndarray:
     "All numbers of the table over the frames `index`: [stages and their mean, before and after and change, metrics]."
     cka = lambda pair: [linear_cka(pair[0][index], pair[1][index], unbiased) for unbiased in (False, True)]
-    v = np.array([[[*cka(pair), *frames[s, w][:, index].mean(1)] for w, pair in whens.items()] for s, whens in pooled.pairs.items()])
+    v = np.array(
+        [
+            [[*cka(pair), *frames[s, w][:, index].mean(1)] for w, pair in whens.items()]
+            for s, whens in pooled.pairs.items()
+        ]
+    )
     v = np.concatenate([v, v.mean(0, keepdims=True)])
     return np.concatenate([v, v[:, 1:] - v[:, :1]], 1)
 
-def consistency_table(pooled:Pooled,
-                      n:int=200,  # resamples; 0 for no intervals
-                      seed:int=0, level:float=0.95) -> pd.DataFrame:
+
+def consistency_table(
+    pooled: Pooled,
+    n: int = 200,  # resamples; 0 for no intervals
+    seed: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
     "Columns stage ('stage1', ..., 'pooled'), when ('before', 'after', 'change'), metric, value, low, high."
     frames = {(s, w): _divergences(*pair) for s, whens in pooled.pairs.items() for w, pair in whens.items()}
     members = [np.flatnonzero(pooled.clips == c) for c in dict.fromkeys(pooled.clips)]
     value, draw = _values(pooled, frames, slice(None)), rng('consistency', seed)
     resample = lambda: np.concatenate([members[i] for i in draw.integers(len(members), size=len(members))])
     enough = n > 1 and len(members) > 1
-    half = norm.ppf((1 + level) / 2) * (np.std([_values(pooled, frames, resample()) for _ in range(n)], axis=0, ddof=1) if enough else np.full_like(value, np.nan))
-    axes = pd.MultiIndex.from_product([[*pooled.pairs, 'pooled'], ['before', 'after', 'change'], METRICS], names=['stage', 'when', 'metric'])
-    return pd.DataFrame(dict(value=value.ravel(), low=(value - half).ravel(), high=(value + half).ravel()), index=axes).reset_index()
+    half = norm.ppf((1 + level) / 2) * (
+        np.std([_values(pooled, frames, resample()) for _ in range(n)], axis=0, ddof=1)
+        if enough
+        else np.full_like(value, np.nan)
+    )
+    axes = pd.MultiIndex.from_product(
+        [[*pooled.pairs, 'pooled'], ['before', 'after', 'change'], METRICS], names=['stage', 'when', 'metric']
+    )
+    return pd.DataFrame(
+        dict(value=value.ravel(), low=(value - half).ravel(), high=(value + half).ravel()), index=axes
+    ).reset_index()
 
 # %% ../../nbs/analysis/20_consistency.ipynb #99a77780
-def plot_consistency(tables:Mapping[str, pd.DataFrame],  # label -> `consistency_table`
-                     metrics:tuple[str, ...]=('CKA', 'KL', 'JS')) -> plt.Figure:
+def plot_consistency(
+    tables: Mapping[str, pd.DataFrame],  # label -> `consistency_table`
+    metrics: tuple[str, ...] = ('CKA', 'KL', 'JS'),
+) -> plt.Figure:
     "A panel per metric, stages along x, before beside after, a colour per table."
     colours, marks = sns.color_palette('colorblind'), dict(before='o', after='s')
     fig, axs = plt.subplots(1, len(metrics), figsize=(12, 4), layout='constrained', squeeze=False)
@@ -139,11 +184,29 @@ def plot_consistency(tables:Mapping[str, pd.DataFrame],  # label -> `consistency
         for i, (label, table) in enumerate(tables.items()):
             for k, (when, mark) in enumerate(marks.items()):
                 t = table[(table.metric == metric) & (table.when == when)].reset_index(drop=True)
-                x = t.index + (2 * i + k - len(tables) + .5) * .7 / (2 * len(tables))
-                ax.errorbar(x, t.value, yerr=t.high - t.value, fmt=mark, color=colours[i], mfc='white' if when == 'before' else colours[i],
-                            ms=8, capsize=3, label=f'{label}, {when} DAMF')
-        ax.set_xticks(t.index, t.stage, fontsize=12); ax.set_title(metric, fontsize=14); ax.tick_params(labelsize=12); ax.grid(axis='y', alpha=.4)
-        ax.set_xlim(-.6, len(t) - .4)
+                x = t.index + (2 * i + k - len(tables) + 0.5) * 0.7 / (2 * len(tables))
+                ax.errorbar(
+                    x,
+                    t.value,
+                    yerr=t.high - t.value,
+                    fmt=mark,
+                    color=colours[i],
+                    mfc='white' if when == 'before' else colours[i],
+                    ms=8,
+                    capsize=3,
+                    label=f'{label}, {when} DAMF',
+                )
+        ax.set_xticks(t.index, t.stage, fontsize=12)
+        ax.set_title(metric, fontsize=14)
+        ax.tick_params(labelsize=12)
+        ax.grid(axis='y', alpha=0.4)
+        ax.set_xlim(-0.6, len(t) - 0.4)
     axs[0, 1 if len(metrics) > 2 else 0].set_xlabel('stage, from coarse to fine', fontsize=12)
-    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside lower center', ncol=len(tables), fontsize=12, frameon=False)
+    fig.legend(
+        *axs[0, 0].get_legend_handles_labels(),
+        loc='outside lower center',
+        ncol=len(tables),
+        fontsize=12,
+        frameon=False,
+    )
     return fig

@@ -25,8 +25,10 @@ __all__ = ['TABLE_X', 'Parameters', 'count_parameters', 'count_macs', 'count_cli
 # %% ../../nbs/analysis/50_efficiency.ipynb #10073cef
 class Parameters(NamedTuple):
     "Numbers of parameters; a parameter that is shared counts once."
+
     total: int
     trainable: int
+
 
 def count_parameters(model: nn.Module) -> Parameters:
     "All parameters of `model` and those that are trained."
@@ -37,40 +39,58 @@ def count_parameters(model: nn.Module) -> Parameters:
 def count_macs(model: nn.Module, *inputs: Tensor, depth: int | None = None) -> int | dict[str, int]:
     "MACs of one forward pass: in all, or with `depth` per part of the model, up to `depth` names deep ('' is the whole)."
     learns = [p for p in model.parameters() if p.requires_grad]
-    for p in learns: p.requires_grad_(False)  # the counter cannot follow a parameter that a module hands to another
+    for p in learns:
+        p.requires_grad_(False)  # the counter cannot follow a parameter that a module hands to another
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: model(*inputs)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(*inputs)
     finally:
-        for p in learns: p.requires_grad_(True)
-    if depth is None: return counter.get_total_flops() // 2
+        for p in learns:
+            p.requires_grad_(True)
+    if depth is None:
+        return counter.get_total_flops() // 2
     parts = {k: sum(v.values()) // 2 for k, v in counter.get_flop_counts().items()}
     top = type(model).__name__ + '.'
-    return {'': parts['Global']} | {k[len(top):]: n for k, n in parts.items() if k.startswith(top) and k.count('.') <= depth}
+    return {'': parts['Global']} | {
+        k[len(top) :]: n for k, n in parts.items() if k.startswith(top) and k.count('.') <= depth
+    }
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #8b3d54d0
-def count_clip(model: nn.Module, size: int | tuple[int, int] = 384, frames: int = 5, depth: int | None = None) -> int | dict[str, int]:
+def count_clip(
+    model: nn.Module, size: int | tuple[int, int] = 384, frames: int = 5, depth: int | None = None
+) -> int | dict[str, int]:
     "MACs for one clip: `frames` frames of `size` with their log-mel, as `count_macs`."
     size = (size, size) if isinstance(size, int) else size
     device = next(model.parameters()).device
-    return count_macs(model, torch.zeros(1, frames, 3, *size, device=device), torch.zeros(1, frames, 1, *model.audio.input_size, device=device), depth=depth)
+    return count_macs(
+        model,
+        torch.zeros(1, frames, 3, *size, device=device),
+        torch.zeros(1, frames, 1, *model.audio.input_size, device=device),
+        depth=depth,
+    )
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #9e9fa5d0
 class PeakMemory(TorchDispatchMode):
     "Inside the block, `peak` is the largest number of bytes of tensors made there that were alive at once."
+
     def __init__(self):
         super().__init__()
         self.live, self.now, self.peak = {}, 0, 0
 
-    def _free(self, key: int) -> None: self.now -= self.live.pop(key, 0)
+    def _free(self, key: int) -> None:
+        self.now -= self.live.pop(key, 0)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for t in tree_leaves(out):
-            if not isinstance(t, Tensor): continue
+            if not isinstance(t, Tensor):
+                continue
             s = t.untyped_storage()
-            if s._cdata in self.live or s._cdata in given: continue  # a view, or written in place
-            self.live[s._cdata] = s.nbytes(); self.now += s.nbytes()
+            if s._cdata in self.live or s._cdata in given:
+                continue  # a view, or written in place
+            self.live[s._cdata] = s.nbytes()
+            self.now += s.nbytes()
             weakref.finalize(s, self._free, s._cdata)
         self.peak = max(self.peak, self.now)
         return out
@@ -80,33 +100,57 @@ def peak_memory(model: nn.Module, size: int | tuple[int, int] = 384, frames: int
     "Bytes that inference on one clip holds at once at most, besides weights and inputs."
     size = (size, size) if isinstance(size, int) else size
     device = next(model.parameters()).device
-    inputs = torch.zeros(1, frames, 3, *size, device=device), torch.zeros(1, frames, 1, *model.audio.input_size, device=device)
-    with torch.no_grad(), PeakMemory() as memory: model(*inputs)
+    inputs = (
+        torch.zeros(1, frames, 3, *size, device=device),
+        torch.zeros(1, frames, 1, *model.audio.input_size, device=device),
+    )
+    with torch.no_grad(), PeakMemory() as memory:
+        model(*inputs)
     return memory.peak
 
-def frames_per_second(models: Mapping[str, nn.Module], size: int, frames: int = 5, rounds: int = 5) -> dict[str, list[float]]:
+
+def frames_per_second(
+    models: Mapping[str, nn.Module], size: int, frames: int = 5, rounds: int = 5
+) -> dict[str, list[float]]:
     "Frames a second of inference on one clip for each model, in each of the `rounds` in which all take turns: of time on a GPU, of CPU time elsewhere, which other processes disturb less. The models have the same encoders, so these are timed once a round, on the first model, for all that encode as the base class does. Only ratios within one round mean anything."
     device = next(next(iter(models.values())).parameters()).device
-    frames_in, sound = torch.zeros(1, frames, 3, size, size, device=device), {k: torch.zeros(1, frames, 1, *m.audio.input_size, device=device) for k, m in models.items()}
+    frames_in, sound = (
+        torch.zeros(1, frames, 3, size, size, device=device),
+        {k: torch.zeros(1, frames, 1, *m.audio.input_size, device=device) for k, m in models.items()},
+    )
     clock = time.perf_counter if device.type == 'cuda' else time.process_time
     first = next((k for k, m in models.items() if type(m).encode is AVSModel.encode), None)
+
     def timed(f, *inputs):
-        if device.type == 'cuda': torch.cuda.synchronize()
+        if device.type == 'cuda':
+            torch.cuda.synchronize()
         start = clock()
         out = f(*inputs)
-        if device.type == 'cuda': torch.cuda.synchronize()
+        if device.type == 'cuda':
+            torch.cuda.synchronize()
         return clock() - start, out
+
     def seconds(name, encoding, features):
-        if type(models[name]).encode is not AVSModel.encode: return timed(models[name], frames_in, sound[name])[0]
+        if type(models[name]).encode is not AVSModel.encode:
+            return timed(models[name], frames_in, sound[name])[0]
         return encoding + timed(models[name].decode, features, (size, size))[0]
+
     def turns():
-        shared = timed(models[first].encode, frames_in, sound[first]) if first else (0., None)
+        shared = timed(models[first].encode, frames_in, sound[first]) if first else (0.0, None)
         return {k: seconds(k, *shared) for k in models}
+
     with torch.inference_mode():
-        for m in models.values(): m.eval()
+        for m in models.values():
+            m.eval()
         turns()  # the first pass sets things up
         taken = [turns() for _ in range(rounds)]
     return {k: [frames / t[k] for t in taken] for k in models}
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #1f615b54
-TABLE_X = {'w/o SNRP': dict(snrp=False), 'w/o DAMF': dict(damf=False), 'w/o STC': dict(stc=False), 'w/o RM': dict(interaction='straight'), 'Ours': {}}
+TABLE_X = {
+    'w/o SNRP': dict(snrp=False),
+    'w/o DAMF': dict(damf=False),
+    'w/o STC': dict(stc=False),
+    'w/o RM': dict(interaction='straight'),
+    'Ours': {},
+}

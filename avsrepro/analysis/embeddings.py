@@ -33,43 +33,50 @@ from ..train.batches import Batch, Source, predict
 @dataclass
 class Embeddings:
     "Vectors [N,D] of N frames with their labels: class ids or names [N], or bool [N,K] over the K `classes` where a frame may hold several."
+
     vectors: np.ndarray
     labels: np.ndarray
     clips: np.ndarray  # [N], the clip of each frame
     frames: np.ndarray  # [N], its number in the clip
     classes: np.ndarray  # [K], sorted
 
-    def __len__(self) -> int: return len(self.vectors)
+    def __len__(self) -> int:
+        return len(self.vectors)
 
     @property
     def multi(self) -> bool:
         "Whether a frame may hold several classes."
         return self.labels.ndim == 2
 
-    def take(self, index:np.ndarray) -> 'Embeddings':
+    def take(self, index: np.ndarray) -> 'Embeddings':
         "The frames of an index or a mask."
         return replace(self, **{n: getattr(self, n)[index] for n in ('vectors', 'labels', 'clips', 'frames')})
 
-    def sample(self, n:int, seed:int=0) -> 'Embeddings':
+    def sample(self, n: int, seed: int = 0) -> 'Embeddings':
         "At most `n` frames, drawn with a seed, in their order; the same frames for every equally long set."
-        return self if len(self) <= n else self.take(np.sort(rng('embeddings', seed).choice(len(self), n, replace=False)))
+        return (
+            self
+            if len(self) <= n
+            else self.take(np.sort(rng('embeddings', seed).choice(len(self), n, replace=False)))
+        )
 
-    def hot(self, classes:Sequence|None=None) -> np.ndarray:
+    def hot(self, classes: Sequence | None = None) -> np.ndarray:
         "Labels as bool [N,K] over `classes` (default: its own)."
         classes = self.classes if classes is None else np.asarray(classes)
-        if not self.multi: return self.labels[:, None] == classes
+        if not self.multi:
+            return self.labels[:, None] == classes
         own = {c: k for k, c in enumerate(self.classes.tolist())}
         absent = np.zeros(len(self), bool)
         return np.stack([self.labels[:, own[c]] if c in own else absent for c in classes.tolist()], 1)
 
-    def only(self, classes:Collection) -> 'Embeddings':
+    def only(self, classes: Collection) -> 'Embeddings':
         "The frames that hold none but these classes."
         keep = [c for c in self.classes.tolist() if c in set(np.asarray(list(classes)).tolist())]
         few = self.take(self.hot(keep).sum(1) == self.hot().sum(1))
         return replace(few, classes=np.array(keep), **(dict(labels=few.hot(keep)) if self.multi else {}))
 
 # %% ../../nbs/analysis/70_embeddings.ipynb #37805884
-def scaling(vectors:ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def scaling(vectors: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     "Mean and deviation of the components of [N,D], float64 [D]; infinite for a component that is constant up to float32's rounding, so that dividing by it gives 0."
     X = np.asarray(vectors, dtype=np.float64)
     deviation = X.std(0)
@@ -78,66 +85,89 @@ def scaling(vectors:ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 # %% ../../nbs/analysis/70_embeddings.ipynb #ef998a66
 ENCODED = ('encoder.audio', 'encoder.visual')  # the audio-visual features of any model
 
-def tap_list(model:AVSModel,
-             tap:str|Sequence[str]  # names of `ENCODED` or of the model; `*` and `?` match among its own
-            ) -> list[str]:
+
+def tap_list(
+    model: AVSModel,
+    tap: str | Sequence[str],  # names of `ENCODED` or of the model; `*` and `?` match among its own
+) -> list[str]:
     "The taps that are meant, each once; `InputError` for a name that the model does not have."
     own, out = model.tap_names(), []
     for name in [tap] if isinstance(tap, str) else tap:
         found = [name] if name in ENCODED else fnmatch.filter(own, name)
-        if not found: raise unknown('tap', name, [*ENCODED, *own])
+        if not found:
+            raise unknown('tap', name, [*ENCODED, *own])
         out += found
     check(bool(out), 'tap: expected at least one name, found none.')
     return list(dict.fromkeys(out))
 
 # %% ../../nbs/analysis/70_embeddings.ipynb #fb22258d
-def pool_frames(value:Tensor,  # [B,T,C,h,w], [B,T,Q,C] or [B,T,C]; or the same with B and T in one axis
-                frames:tuple[int, int],  # B, T
-                region:Tensor|None=None,  # [B,T,H,W], 1 where a map counts; queries and vectors have no places, they ignore it
-                name:str='tap') -> Tensor:
+def pool_frames(
+    value: Tensor,  # [B,T,C,h,w], [B,T,Q,C] or [B,T,C]; or the same with B and T in one axis
+    frames: tuple[int, int],  # B, T
+    region: Tensor
+    | None = None,  # [B,T,H,W], 1 where a map counts; queries and vectors have no places, they ignore it
+    name: str = 'tap',
+) -> Tensor:
     "One vector per frame, float32 [B,T,C]; NaN for a map without any region."
     B, T = frames
-    if tuple(value.shape[:2]) != (B, T) and value.shape[0] == B * T: value = value.unflatten(0, (B, T))
-    check(tuple(value.shape[:2]) == (B, T) and 3 <= value.ndim <= 5,
-          f'{name}: expected [B,T,C,h,w], [B,T,Q,C] or [B,T,C] with B, T = {B}, {T}, found {list(value.shape)}.')
+    if tuple(value.shape[:2]) != (B, T) and value.shape[0] == B * T:
+        value = value.unflatten(0, (B, T))
+    check(
+        tuple(value.shape[:2]) == (B, T) and 3 <= value.ndim <= 5,
+        f'{name}: expected [B,T,C,h,w], [B,T,Q,C] or [B,T,C] with B, T = {B}, {T}, found {list(value.shape)}.',
+    )
     value = value.float()
-    if value.ndim < 5: return value.mean(2) if value.ndim == 4 else value
-    if region is None: return value.mean((-2, -1))
+    if value.ndim < 5:
+        return value.mean(2) if value.ndim == 4 else value
+    if region is None:
+        return value.mean((-2, -1))
     share = F.adaptive_avg_pool2d(region.to(value), value.shape[-2:])
     return torch.einsum('btchw,bthw->btc', value, share) / share.sum((-2, -1))[..., None]
 
 # %% ../../nbs/analysis/70_embeddings.ipynb #56e3b002
-def _classes_of(target:Tensor) -> np.ndarray:
+def _classes_of(target: Tensor) -> np.ndarray:
     "Which of the ids 0 to 255 each frame of a target [B,T,H,W] holds, background and void excluded: bool [(B T),256]."
     ids = target.flatten(0, 1).flatten(1).long().cpu()
     held = torch.zeros(len(ids), 256, dtype=torch.bool).scatter_(1, ids, True)
     held[:, [0, 255]] = False
     return held.numpy()
 
-def _tapped(model:AVSModel, batch:Batch, names:Sequence[str], amp:str|None) -> dict[str, Tensor]:
+
+def _tapped(model: AVSModel, batch: Batch, names: Sequence[str], amp: str | None) -> dict[str, Tensor]:
     "The named tensors of one batch; the decoder runs only if one of them is its own."
     device, own = next(model.parameters()).device, [n for n in names if n not in ENCODED]
-    if isinstance(batch.inputs, Features): f = batch.inputs.to(device)
+    if isinstance(batch.inputs, Features):
+        f = batch.inputs.to(device)
     else:
         with torch.autocast(device.type, torch.bfloat16, enabled=amp == 'bf16' and device.type == 'cuda'):
             f = model.encode(model.normalise(batch.inputs[0].to(device)), batch.inputs[1].to(device))
     found = dict(zip(ENCODED, (f.audio_vector, f.visual[-1])))
     if own:
-        with model.taps(*own) as caught: predict(model, replace(batch, inputs=f), amp=amp)
+        with model.taps(*own) as caught:
+            predict(model, replace(batch, inputs=f), amp=amp)
         found |= caught
-    check(all(n in found for n in names), f'taps {[n for n in names if n not in found]}: expected them from the decoder, but nothing came.')
+    check(
+        all(n in found for n in names),
+        f'taps {[n for n in names if n not in found]}: expected them from the decoder, but nothing came.',
+    )
     return found
 
 # %% ../../nbs/analysis/70_embeddings.ipynb #ee3f8864
 @torch.no_grad()
-def embeddings_of(model:AVSModel, source:Source,
-                  tap:str|Sequence[str]=ENCODED,  # see `tap_list`; several are concatenated
-                  frames:str='single',  # 'single': those with one class; 'multi': all with a class, labels [N,K]
-                  masked:bool=False,  # average maps over the area of the frame's classes, not over the frame
-                  labels:Mapping[str, int|str]|None=None,  # clip id -> label of its frames; clips without one are left out
-                  batch_size:int=4, amp:str|None=None) -> Embeddings:
+def embeddings_of(
+    model: AVSModel,
+    source: Source,
+    tap: str | Sequence[str] = ENCODED,  # see `tap_list`; several are concatenated
+    frames: str = 'single',  # 'single': those with one class; 'multi': all with a class, labels [N,K]
+    masked: bool = False,  # average maps over the area of the frame's classes, not over the frame
+    labels: Mapping[str, int | str]
+    | None = None,  # clip id -> label of its frames; clips without one are left out
+    batch_size: int = 4,
+    amp: str | None = None,
+) -> Embeddings:
     "Vectors of the frames of `source` in its order, in evaluation mode; `InputError` if no frame qualifies."
-    if frames not in ('single', 'multi'): raise unknown('choice of frames', frames, ('single', 'multi'))
+    if frames not in ('single', 'multi'):
+        raise unknown('choice of frames', frames, ('single', 'multi'))
     names, training, rows = tap_list(model, tap), model.training, []
     model.eval()
     try:
@@ -145,74 +175,139 @@ def embeddings_of(model:AVSModel, source:Source,
             held, shape = _classes_of(batch.target), tuple(batch.target.shape[:2])
             keep, n = batch.supervised.flatten().cpu().numpy().astype(bool), held.sum(1)
             clips, number = np.repeat(batch.ids, shape[1]), np.tile(np.arange(shape[1]), shape[0])
-            if labels is not None: keep &= np.isin(clips, list(labels))
-            if labels is None or masked: keep &= (n == 1) if frames == 'single' and labels is None else n > 0
-            if not keep.any(): continue
+            if labels is not None:
+                keep &= np.isin(clips, list(labels))
+            if labels is None or masked:
+                keep &= (n == 1) if frames == 'single' and labels is None else n > 0
+            if not keep.any():
+                continue
             region = ((batch.target > 0) & (batch.target != 255)).float() if masked else None
             found = _tapped(model, batch, names, amp)
-            vectors = torch.cat([pool_frames(found[k], shape, region, k) for k in names], -1).flatten(0, 1).cpu().numpy()
+            vectors = (
+                torch.cat([pool_frames(found[k], shape, region, k) for k in names], -1)
+                .flatten(0, 1)
+                .cpu()
+                .numpy()
+            )
             rows.append((vectors[keep], held[keep], clips[keep], number[keep]))
-    finally: model.train(training)
-    check(bool(rows), f"embeddings_of: expected frames with {'one class' if frames == 'single' else 'a class'}{' in labelled clips' if labels else ''}, found none in {len(source)} clips.")
+    finally:
+        model.train(training)
+    check(
+        bool(rows),
+        f"embeddings_of: expected frames with {'one class' if frames == 'single' else 'a class'}{' in labelled clips' if labels else ''}, found none in {len(source)} clips.",
+    )
     return _labelled(*map(np.concatenate, zip(*rows)), source.ids, frames, labels)
 
-def _labelled(vectors:np.ndarray, held:np.ndarray, clips:np.ndarray, number:np.ndarray, order:Sequence[str], frames:str, labels:Mapping|None) -> Embeddings:
+
+def _labelled(
+    vectors: np.ndarray,
+    held: np.ndarray,
+    clips: np.ndarray,
+    number: np.ndarray,
+    order: Sequence[str],
+    frames: str,
+    labels: Mapping | None,
+) -> Embeddings:
     "The rows in the order of the source, with their labels."
     place = {c: i for i, c in enumerate(order)}
     by = np.lexsort((number, [place[c] for c in clips.tolist()]))
     vectors, held, clips, number = (x[by] for x in (vectors, held, clips, number))
     classes = np.flatnonzero(held.any(0))
     y = np.array([labels[c] for c in clips.tolist()]) if labels is not None else held.argmax(1)
-    if labels is not None: classes = np.unique(y)
-    return Embeddings(vectors, (y[:, None] == classes if labels is not None else held[:, classes]) if frames == 'multi' else y, clips, number, classes)
+    if labels is not None:
+        classes = np.unique(y)
+    return Embeddings(
+        vectors,
+        (y[:, None] == classes if labels is not None else held[:, classes]) if frames == 'multi' else y,
+        clips,
+        number,
+        classes,
+    )
 
 # %% ../../nbs/analysis/70_embeddings.ipynb #ce69fd66
-def _checked(vectors:ArrayLike, labels:ArrayLike, standardised:bool, who:str) -> tuple[np.ndarray, np.ndarray]:
+def _checked(
+    vectors: ArrayLike, labels: ArrayLike, standardised: bool, who: str
+) -> tuple[np.ndarray, np.ndarray]:
     "Vectors [N,D] as float64 and labels [N]; `InputError` for missing values, several labels or fewer than four vectors."
     X, y = np.asarray(vectors, dtype=np.float64), np.asarray(labels)
-    check(X.ndim == 2 and y.ndim == 1 and len(X) == len(y), f'{who}: expected vectors [N,D] with one label each, found {list(X.shape)} and {list(y.shape)}.')
+    check(
+        X.ndim == 2 and y.ndim == 1 and len(X) == len(y),
+        f'{who}: expected vectors [N,D] with one label each, found {list(X.shape)} and {list(y.shape)}.',
+    )
     check(len(X) >= 4, f'{who}: expected at least 4 vectors, found {len(X)}.')
-    check(bool(np.isfinite(X).all()), f'{who}: expected finite vectors, found {(~np.isfinite(X)).any(1).sum()} of {len(X)} with NaN or infinity.')
+    check(
+        bool(np.isfinite(X).all()),
+        f'{who}: expected finite vectors, found {(~np.isfinite(X)).any(1).sum()} of {len(X)} with NaN or infinity.',
+    )
     if standardised:
         mean, scale = scaling(X)
         X = (X - mean) / scale
     return X, y
 
-def tsne(settings:Mapping[str, Embeddings],  # one label for each frame
-         perplexity:float=30, seed:int=0,
-         limit:int=2000,  # at most so many frames of each setting
-         standardised:bool=False,
-         names:Mapping|None=None  # label -> its name in the table
-        ) -> pd.DataFrame:
+
+def tsne(
+    settings: Mapping[str, Embeddings],  # one label for each frame
+    perplexity: float = 30,
+    seed: int = 0,
+    limit: int = 2000,  # at most so many frames of each setting
+    standardised: bool = False,
+    names: Mapping | None = None,  # label -> its name in the table
+) -> pd.DataFrame:
     "Coordinates to be stored: columns setting, label, id (clip), frame, x, y; `attrs['perplexity']` holds what was used for each setting."
     tables, used = [], {}
     for setting, e in settings.items():
         e = e.sample(limit, seed)
         X, y = _checked(e.vectors, e.labels, standardised, f'tsne of {setting}')
-        check(X.shape[1] > 1 and bool(X.std(0).any()), f'tsne of {setting}: expected vectors of two or more components that differ, found {X.shape[1]} component(s){"" if X.std(0).any() else " and all vectors equal"}.')
+        check(
+            X.shape[1] > 1 and bool(X.std(0).any()),
+            f'tsne of {setting}: expected vectors of two or more components that differ, found {X.shape[1]} component(s){"" if X.std(0).any() else " and all vectors equal"}.',
+        )
         used[setting] = min(float(perplexity), (len(X) - 1) / 3)
-        xy = TSNE(2, perplexity=used[setting], init='pca', learning_rate='auto', random_state=seed, n_jobs=1).fit_transform(X).astype(float)
+        xy = (
+            TSNE(2, perplexity=used[setting], init='pca', learning_rate='auto', random_state=seed, n_jobs=1)
+            .fit_transform(X)
+            .astype(float)
+        )
         label = [(names or {}).get(v, v) for v in y.tolist()]
-        tables.append(pd.DataFrame(dict(setting=setting, label=label, id=e.clips, frame=e.frames, x=xy[:, 0].round(3), y=xy[:, 1].round(3))))
+        tables.append(
+            pd.DataFrame(
+                dict(
+                    setting=setting,
+                    label=label,
+                    id=e.clips,
+                    frame=e.frames,
+                    x=xy[:, 0].round(3),
+                    y=xy[:, 1].round(3),
+                )
+            )
+        )
     out = pd.concat(tables, ignore_index=True)
     out.attrs['perplexity'] = used
     return out
 
 # %% ../../nbs/analysis/70_embeddings.ipynb #74fd15f6
-MEASURES = {'silhouette': (-1, 1), '10-NN accuracy': (0, 1), 'between/within': (0, np.inf)}  # and their ranges
+MEASURES = {
+    'silhouette': (-1, 1),
+    '10-NN accuracy': (0, 1),
+    'between/within': (0, np.inf),
+}  # and their ranges
+
 
 class _Geometry:
     "What does not depend on labels: distances [N,N], neighbours in other clips [N,L], the clip of each vector."
-    def __init__(self, X:np.ndarray, clip:np.ndarray, k:int):
+
+    def __init__(self, X: np.ndarray, clip: np.ndarray, k: int):
         self.X, self.clip, self.k = X - X.mean(0), clip, k
         self.distance = cdist(X, X)
         self.distance[clip[:, None] == clip] = np.inf
-        self.near = np.argsort(self.distance, 1, kind='stable')[:, :20 * k]
+        self.near = np.argsort(self.distance, 1, kind='stable')[:, : 20 * k]
         self.valid = np.isfinite(np.take_along_axis(self.distance, self.near, 1))
+
 
 class _Labelling:
     "A labelling y [N] of a geometry, reduced to cells of one class and clip each, so that resampling clips is cheap."
-    def __init__(self, g:_Geometry, y:np.ndarray):
+
+    def __init__(self, g: _Geometry, y: np.ndarray):
         order = np.lexsort((g.clip, y))
         new = np.r_[True, (np.diff(y[order]) != 0) | (np.diff(g.clip[order]) != 0)]
         first = np.flatnonzero(new)
@@ -221,24 +316,32 @@ class _Labelling:
         self.cell[order] = np.cumsum(new) - 1
         self.starts = np.flatnonzero(np.r_[True, np.diff(self.cls) != 0])  # of each class among the cells
         total = lambda x, axis: np.add.reduceat(x, first, axis)
-        self.away = total(np.where(np.isfinite(g.distance), g.distance, 0)[:, order], 1)  # [N,cells], sums of distances
+        self.away = total(
+            np.where(np.isfinite(g.distance), g.distance, 0)[:, order], 1
+        )  # [N,cells], sums of distances
         self.other = (self.clip != g.clip[:, None]) * self.size
-        self.sum, self.squares = total(g.X[order], 0), total((g.X[order]**2).sum(1), 0)
+        self.sum, self.squares = total(g.X[order], 0), total((g.X[order] ** 2).sum(1), 0)
 
-def _by_class(l:_Labelling, x:np.ndarray, axis:int) -> np.ndarray: return np.add.reduceat(x, l.starts, axis)
 
-def _silhouette(g:_Geometry, l:_Labelling, w:np.ndarray) -> np.ndarray:
+def _by_class(l: _Labelling, x: np.ndarray, axis: int) -> np.ndarray:
+    return np.add.reduceat(x, l.starts, axis)
+
+
+def _silhouette(g: _Geometry, l: _Labelling, w: np.ndarray) -> np.ndarray:
     "Of each vector [N], with weights w of the cells."
-    with np.errstate(invalid='ignore', divide='ignore'): mean = _by_class(l, l.away * w, 1) / _by_class(l, l.other * w, 1)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        mean = _by_class(l, l.away * w, 1) / _by_class(l, l.other * w, 1)
     mean = np.where(np.isfinite(mean), mean, np.inf)
     at = (np.arange(len(l.y)), l.y)
     a = mean[at]
     mean[at] = np.inf
     b = mean.min(1)
-    with np.errstate(invalid='ignore', divide='ignore'): s = (b - a) / np.maximum(a, b)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        s = (b - a) / np.maximum(a, b)
     return np.nan_to_num(s)
 
-def _nearest(g:_Geometry, l:_Labelling, w:np.ndarray) -> np.ndarray:
+
+def _nearest(g: _Geometry, l: _Labelling, w: np.ndarray) -> np.ndarray:
     "Whether the class of each vector [N] is the most frequent among its k nearest; ties go to the first class."
     count = np.minimum((w[l.cell[g.near]] * g.valid).cumsum(1), g.k)
     votes = np.diff(count, axis=1, prepend=0)
@@ -246,61 +349,97 @@ def _nearest(g:_Geometry, l:_Labelling, w:np.ndarray) -> np.ndarray:
     at = np.arange(len(l.y))[:, None] * K + l.y[g.near]
     return np.bincount(at.ravel(), votes.ravel(), len(l.y) * K).reshape(-1, K).argmax(1) == l.y
 
-def _variances(l:_Labelling, w:np.ndarray) -> float:
+
+def _variances(l: _Labelling, w: np.ndarray) -> float:
     "Between over within, with weights w of the cells; NaN where both are zero."
     n, total = _by_class(l, w * l.size, 0), _by_class(l, w[:, None] * l.sum, 0)
     there = n > 0
     n, total = n[there], total[there]
     explained = ((total**2).sum(1) / n).sum()
-    between, within = explained - (total.sum(0)**2).sum() / n.sum(), (w * l.squares).sum() - explained
+    between, within = explained - (total.sum(0) ** 2).sum() / n.sum(), (w * l.squares).sum() - explained
     small = 1e-12 * ((w * l.squares).sum() or 1)
     return between / within if within > small else np.inf if between > small else np.nan
 
-def _measure(g:_Geometry, l:_Labelling, drawn:np.ndarray|None=None) -> list[float]:
+
+def _measure(g: _Geometry, l: _Labelling, drawn: np.ndarray | None = None) -> list[float]:
     "The three measures, with clips weighing as often as they were drawn [clips]; NaN with fewer than two classes of two clips."
     w = np.ones(len(l.clip)) if drawn is None else drawn[l.clip].astype(float)
     enough = _by_class(l, (w > 0).astype(int), 0) >= 2
     w = w * np.repeat(enough, np.diff(np.r_[l.starts, len(l.clip)]))
-    if enough.sum() < 2: return [np.nan] * 3
+    if enough.sum() < 2:
+        return [np.nan] * 3
     mean = lambda x: float(np.average(x, weights=w[l.cell]))
     return [mean(_silhouette(g, l, w)), mean(_nearest(g, l, w)), _variances(l, w)]
 
 # %% ../../nbs/analysis/70_embeddings.ipynb #49726b3d
-def separation(vectors:ArrayLike,  # [N,D]
-               labels:ArrayLike,  # [N]
-               clips:ArrayLike|None=None,  # [N]; default: every vector is a clip of its own
-               k:int=10,
-               n:int=200,  # resamples; 0 for no intervals
-               shuffles:int=20,  # for `chance`; 0 for none
-               standardised:bool=False, seed:int=0, level:float=.95) -> pd.DataFrame:
+def separation(
+    vectors: ArrayLike,  # [N,D]
+    labels: ArrayLike,  # [N]
+    clips: ArrayLike | None = None,  # [N]; default: every vector is a clip of its own
+    k: int = 10,
+    n: int = 200,  # resamples; 0 for no intervals
+    shuffles: int = 20,  # for `chance`; 0 for none
+    standardised: bool = False,
+    seed: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
     "Columns measure, value, low, high, chance, and how many vectors, clips and classes took part; `InputError` with fewer than two classes of two clips."
     X, y = _checked(vectors, labels, standardised, 'separation')
-    check(clips is None or len(clips) == len(X), f'separation: expected a clip for each of {len(X)} vectors, found {0 if clips is None else len(clips)}.')
-    y, clip = (np.unique(np.asarray(v), return_inverse=True)[1].ravel() for v in (y, np.arange(len(X)) if clips is None else clips))
+    check(
+        clips is None or len(clips) == len(X),
+        f'separation: expected a clip for each of {len(X)} vectors, found {0 if clips is None else len(clips)}.',
+    )
+    y, clip = (
+        np.unique(np.asarray(v), return_inverse=True)[1].ravel()
+        for v in (y, np.arange(len(X)) if clips is None else clips)
+    )
     use = np.isin(y, np.flatnonzero(np.bincount(np.unique(np.stack([y, clip]), axis=1)[0]) >= 2))
-    check(len(np.unique(y[use])) >= 2, f'separation: expected two or more classes with two or more clips each, found {len(np.unique(y[use]))}.')
+    check(
+        len(np.unique(y[use])) >= 2,
+        f'separation: expected two or more classes with two or more clips each, found {len(np.unique(y[use]))}.',
+    )
     y, clip = (np.unique(v[use], return_inverse=True)[1].ravel() for v in (y, clip))
     g, draw, C = _Geometry(X[use], clip, k), rng('separation', seed), clip.max() + 1
     l = _Labelling(g, y)
     value = np.array(_measure(g, l))
     draws = _draws(y, clip, draw)
-    half = norm.ppf((1 + level) / 2) * _deviation(np.array([_measure(g, l, next(draws)) for _ in range(n)]).reshape(n, 3))
-    chance = np.mean([_measure(g, _Labelling(g, _shuffled(y, clip, draw))) for _ in range(shuffles)] or np.full((1, 3), np.nan), 0)
+    half = norm.ppf((1 + level) / 2) * _deviation(
+        np.array([_measure(g, l, next(draws)) for _ in range(n)]).reshape(n, 3)
+    )
+    chance = np.mean(
+        [_measure(g, _Labelling(g, _shuffled(y, clip, draw))) for _ in range(shuffles)]
+        or np.full((1, 3), np.nan),
+        0,
+    )
     low, high = np.array(list(MEASURES.values())).T
-    return pd.DataFrame(dict(measure=[m.replace('10', str(k)) for m in MEASURES], value=value, low=np.maximum(value - half, low), high=np.minimum(value + half, high),
-                             chance=chance, vectors=len(y), clips=C, classes=y.max() + 1))
+    return pd.DataFrame(
+        dict(
+            measure=[m.replace('10', str(k)) for m in MEASURES],
+            value=value,
+            low=np.maximum(value - half, low),
+            high=np.minimum(value + half, high),
+            chance=chance,
+            vectors=len(y),
+            clips=C,
+            classes=y.max() + 1,
+        )
+    )
 
-def _draws(y:np.ndarray, clip:np.ndarray, draw:np.random.Generator) -> Iterator[np.ndarray]:
+
+def _draws(y: np.ndarray, clip: np.ndarray, draw: np.random.Generator) -> Iterator[np.ndarray]:
     "How often each clip is drawn [clips], without end; every class (a clip's most frequent) keeps its number of clips."
     main = np.array([np.bincount(y[clip == c]).argmax() for c in range(clip.max() + 1)])
     members = [np.flatnonzero(main == k) for k in np.unique(main)]
-    while True: yield np.bincount(np.concatenate([draw.choice(m, len(m)) for m in members]), minlength=len(main))
+    while True:
+        yield np.bincount(np.concatenate([draw.choice(m, len(m)) for m in members]), minlength=len(main))
 
-def _deviation(values:np.ndarray) -> np.ndarray:
+
+def _deviation(values: np.ndarray) -> np.ndarray:
     "Standard deviation over the finite rows of each column of [n,M]; NaN with fewer than two."
     return np.array([v.std(ddof=1) if len(v) > 1 else np.nan for v in (c[np.isfinite(c)] for c in values.T)])
 
-def _shuffled(y:np.ndarray, clip:np.ndarray, draw:np.random.Generator) -> np.ndarray:
+
+def _shuffled(y: np.ndarray, clip: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     "The labels of the clips in another order of the clips: equal labels stay in runs, as long as they were."
     by = np.argsort(clip, kind='stable')
     out = np.empty_like(y)
@@ -308,7 +447,9 @@ def _shuffled(y:np.ndarray, clip:np.ndarray, draw:np.random.Generator) -> np.nda
     return out
 
 # %% ../../nbs/analysis/70_embeddings.ipynb #7c3fbfb6
-def separation_table(settings:Mapping[str, Embeddings], limit:int=2000, seed:int=0, **options) -> pd.DataFrame:
+def separation_table(
+    settings: Mapping[str, Embeddings], limit: int = 2000, seed: int = 0, **options
+) -> pd.DataFrame:
     "`separation` of at most `limit` frames of each setting (the same as in `tsne`), with a column setting in front."
     parts = {s: e.sample(limit, seed) for s, e in settings.items()}
     tables = [separation(e.vectors, e.labels, e.clips, seed=seed, **options) for e in parts.values()]
@@ -317,35 +458,86 @@ def separation_table(settings:Mapping[str, Embeddings], limit:int=2000, seed:int
 # %% ../../nbs/analysis/70_embeddings.ipynb #1960a835
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '<', '*', '>')
 
-def class_styles(labels:Sequence) -> dict:
+
+def class_styles(labels: Sequence) -> dict:
     "label -> (colour, marker), unlike for up to 100 labels."
     n, palette = len(labels), sns.color_palette('colorblind')
-    if n > len(palette) * len(MARKERS): return {l: (c, MARKERS[i % len(MARKERS)]) for i, (l, c) in enumerate(zip(labels, sns.color_palette('husl', n)))}
-    return {l: (palette[i % len(palette)], MARKERS[(i + i // len(palette)) % len(MARKERS)]) for i, l in enumerate(labels)}
+    if n > len(palette) * len(MARKERS):
+        return {
+            l: (c, MARKERS[i % len(MARKERS)])
+            for i, (l, c) in enumerate(zip(labels, sns.color_palette('husl', n)))
+        }
+    return {
+        l: (palette[i % len(palette)], MARKERS[(i + i // len(palette)) % len(MARKERS)])
+        for i, l in enumerate(labels)
+    }
 
 # %% ../../nbs/analysis/70_embeddings.ipynb #10013eef
-def plot_embeddings(table:pd.DataFrame,  # of `tsne`, or read back
-                    measures:pd.DataFrame|None=None,  # of `separation_table`, written below the panels
-                    columns:int|None=None,  # panels in a row; default 2 for two or four settings, else 3
-                    width:float=12, fontsize:int=12) -> plt.Figure:
+def plot_embeddings(
+    table: pd.DataFrame,  # of `tsne`, or read back
+    measures: pd.DataFrame | None = None,  # of `separation_table`, written below the panels
+    columns: int | None = None,  # panels in a row; default 2 for two or four settings, else 3
+    width: float = 12,
+    fontsize: int = 12,
+) -> plt.Figure:
     "A panel per setting; a class has one colour and marker in all of them. The axes have no unit and no ticks."
     settings, labels = list(dict.fromkeys(table.setting)), sorted(table.label.unique())
-    columns, styles = min(len(settings), columns or (2 if len(settings) in (2, 4) else 3)), class_styles(labels)
+    columns, styles = (
+        min(len(settings), columns or (2 if len(settings) in (2, 4) else 3)),
+        class_styles(labels),
+    )
     rows, side = -(-len(settings) // columns), width / columns
-    per_row = max(1, int(width / (.0085 * fontsize * max(len(str(l)) for l in labels) + .45)))
-    below = (0 if measures is None else rows * .25 * fontsize / 4) + -(-len(labels) // per_row) * fontsize / 55 + .2
-    fig, axs = plt.subplots(rows, columns, figsize=(width, rows * (side * .85 + .4) + below), layout='constrained', squeeze=False)
+    per_row = max(1, int(width / (0.0085 * fontsize * max(len(str(l)) for l in labels) + 0.45)))
+    below = (
+        (0 if measures is None else rows * 0.25 * fontsize / 4)
+        + -(-len(labels) // per_row) * fontsize / 55
+        + 0.2
+    )
+    fig, axs = plt.subplots(
+        rows,
+        columns,
+        figsize=(width, rows * (side * 0.85 + 0.4) + below),
+        layout='constrained',
+        squeeze=False,
+    )
     for ax, setting in zip(axs.flat, settings):
         for label, t in table[table.setting == setting].groupby('label'):
-            ax.scatter(t.x, t.y, color=[styles[label][0]], marker=styles[label][1], s=34, alpha=.85, linewidths=.4, edgecolors='.35')
+            ax.scatter(
+                t.x,
+                t.y,
+                color=[styles[label][0]],
+                marker=styles[label][1],
+                s=34,
+                alpha=0.85,
+                linewidths=0.4,
+                edgecolors='.35',
+            )
         ax.set_title(setting, fontsize=fontsize + 2)
         ax.set(xticks=[], yticks=[])
-        if measures is not None: ax.set_xlabel('\n'.join(map(_line, measures[measures.setting == setting].itertuples())), fontsize=fontsize)
-    for ax in axs.flat[len(settings):]: ax.set_visible(False)
-    handles = [plt.Line2D([], [], ls='', marker=m, color=c, ms=8, mec='.35', mew=.4, label=str(l)) for l, (c, m) in styles.items()]
-    fig.legend(handles=handles, loc='outside lower center', ncol=min(per_row, len(labels)), fontsize=fontsize, frameon=False, handletextpad=.1, columnspacing=.8)
+        if measures is not None:
+            ax.set_xlabel(
+                '\n'.join(map(_line, measures[measures.setting == setting].itertuples())), fontsize=fontsize
+            )
+    for ax in axs.flat[len(settings) :]:
+        ax.set_visible(False)
+    handles = [
+        plt.Line2D([], [], ls='', marker=m, color=c, ms=8, mec='.35', mew=0.4, label=str(l))
+        for l, (c, m) in styles.items()
+    ]
+    fig.legend(
+        handles=handles,
+        loc='outside lower center',
+        ncol=min(per_row, len(labels)),
+        fontsize=fontsize,
+        frameon=False,
+        handletextpad=0.1,
+        columnspacing=0.8,
+    )
     return fig
+
 
 def _line(m) -> str:
     interval = f' [{m.low:.2f}, {m.high:.2f}]' if np.isfinite(m.low) else ''
-    return f'{m.measure} {m.value:.2f}{interval}' + (f', chance {m.chance:.2f}' if np.isfinite(m.chance) else '')
+    return f'{m.measure} {m.value:.2f}{interval}' + (
+        f', chance {m.chance:.2f}' if np.isfinite(m.chance) else ''
+    )

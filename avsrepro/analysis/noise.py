@@ -20,47 +20,92 @@ from ..data.audio import SAMPLE_RATE, brownian_noise, fit_examples, log_mel, mix
 from ..data.robust import Derived, sound_of
 
 # %% ../../nbs/analysis/45_noise.ipynb #336e113b
-def rolling_train(samples:int, draw:np.random.Generator) -> Tensor:
+def rolling_train(samples: int, draw: np.random.Generator) -> Tensor:
     "A synthesised moving train, float32 `[S]`, peak 1, at 16 kHz."
-    t = np.arange(samples)/SAMPLE_RATE
-    white = np.fft.rfft(draw.standard_normal(samples)); f = np.fft.rfftfreq(samples, 1/SAMPLE_RATE)
-    rumble = np.fft.irfft(white/(1 + (f/120)**2), samples)
-    hiss = np.fft.irfft(white*np.exp(-((f - 2500)/1500)**2), samples)
-    out, period, start = rumble/np.abs(rumble).max() + .15*hiss/np.abs(hiss).max(), draw.uniform(.55, .8), draw.uniform(0, .5)
+    t = np.arange(samples) / SAMPLE_RATE
+    white = np.fft.rfft(draw.standard_normal(samples))
+    f = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
+    rumble = np.fft.irfft(white / (1 + (f / 120) ** 2), samples)
+    hiss = np.fft.irfft(white * np.exp(-(((f - 2500) / 1500) ** 2)), samples)
+    out, period, start = (
+        rumble / np.abs(rumble).max() + 0.15 * hiss / np.abs(hiss).max(),
+        draw.uniform(0.55, 0.8),
+        draw.uniform(0, 0.5),
+    )
     for beat in np.arange(start - period, t[-1] + period if samples else 0, period):
-        for strike in (beat, beat + .16):
+        for strike in (beat, beat + 0.16):
             s = np.clip(t - strike, 0, None)
-            out += (t >= strike)*np.exp(-s*38)*(.7*np.sin(2*np.pi*310*s) + .4*np.sin(2*np.pi*940*s))
-    return torch.from_numpy((out/np.abs(out).max()).astype(np.float32))
+            out += (
+                (t >= strike)
+                * np.exp(-s * 38)
+                * (0.7 * np.sin(2 * np.pi * 310 * s) + 0.4 * np.sin(2 * np.pi * 940 * s))
+            )
+    return torch.from_numpy((out / np.abs(out).max()).astype(np.float32))
 
-def train_noise(source:str,  # of the data: on 'voc_esc' a recording
-                samples:int, *parts:str|int) -> Tensor:
+
+def train_noise(
+    source: str,  # of the data: on 'voc_esc' a recording
+    samples: int,
+    *parts: str | int,
+) -> Tensor:
     "A moving train, float32 `[S]`, peak 1; `parts` choose which."
     draw = rng('moving train', *parts)
-    if source != 'voc_esc': return rolling_train(samples, draw)
+    if source != 'voc_esc':
+        return rolling_train(samples, draw)
     bank = open_bank('voc_esc')
     label = [l.name for l in bank.labels].index('train')
-    wav = torch.from_numpy(bank.sound('test', label, draw, samples/SAMPLE_RATE)[:samples]).float()
+    wav = torch.from_numpy(bank.sound('test', label, draw, samples / SAMPLE_RATE)[:samples]).float()
     check(bool(wav.abs().max() > 0), 'the recording of a train is silent.')
-    return wav/wav.abs().max()
+    return wav / wav.abs().max()
 
 # %% ../../nbs/analysis/45_noise.ipynb #afb6c2a8
 KINDS = ('brownian', 'train')
 
+
 class Noisy(Derived):
     "A data set of Clips with noise over the whole sound, by a factor of the noise's peak or at a signal-to-noise ratio in dB."
-    def __init__(self, clips:Sequence, kind:str, source:str='procedural', factor:float|None=None, snr_db:float|None=None):
-        if kind not in KINDS: raise unknown('kind of noise', kind, KINDS)
+
+    def __init__(
+        self,
+        clips: Sequence,
+        kind: str,
+        source: str = 'procedural',
+        factor: float | None = None,
+        snr_db: float | None = None,
+    ):
+        if kind not in KINDS:
+            raise unknown('kind of noise', kind, KINDS)
         check((factor is None) != (snr_db is None), 'give either a factor or a signal-to-noise ratio.')
         self.kind, self.source, self.factor, self.snr_db = kind, source, factor, snr_db
-        super().__init__(clips, clips.ids, dict(kind=kind, source=source, factor=factor, snr_db=snr_db, code=code_hash('avsrepro.analysis.noise')))
+        super().__init__(
+            clips,
+            clips.ids,
+            dict(
+                kind=kind,
+                source=source,
+                factor=factor,
+                snr_db=snr_db,
+                code=code_hash('avsrepro.analysis.noise'),
+            ),
+        )
 
-    def label(self, i:int) -> dict: return {}
+    def label(self, i: int) -> dict:
+        return {}
 
-    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]:
+    def sound(self, i: int, T: int) -> tuple[Tensor, Tensor]:
         audio, name = sound_of(self.clips, i)[0], self.ids[i]
         length = audio.shape[-1]
-        noise = brownian_noise(length, generator('brownian noise', name)) if self.kind == 'brownian' else train_noise(self.source, length, name)
+        noise = (
+            brownian_noise(length, generator('brownian noise', name))
+            if self.kind == 'brownian'
+            else train_noise(self.source, length, name)
+        )
         loud = bool((audio.square().mean(-1) > 0).all())  # a silent clip has no ratio: it stays as it is
-        wav = mix(audio, noise, self.factor) if self.factor is not None else mix_at_snr(audio, noise, self.snr_db) if loud else audio
+        wav = (
+            mix(audio, noise, self.factor)
+            if self.factor is not None
+            else mix_at_snr(audio, noise, self.snr_db)
+            if loud
+            else audio
+        )
         return wav, torch.stack([fit_examples(log_mel(w, SAMPLE_RATE), T)[:, 0] for w in wav], 1)

@@ -23,40 +23,62 @@ from ..core.errors import check
 from ..core.seeding import rng
 
 # %% ../../nbs/analysis/75_probe.ipynb #9fed8c09
-def clip_counts(truth:np.ndarray,  # bool [N,K]
-                predicted:np.ndarray,  # bool [N,K]
-                clips:np.ndarray  # [N]
-               ) -> np.ndarray:
+def clip_counts(
+    truth: np.ndarray,  # bool [N,K]
+    predicted: np.ndarray,  # bool [N,K]
+    clips: np.ndarray,  # [N]
+) -> np.ndarray:
     "Hits, false alarms and misses per clip and class, [clips,K,3]."
     clip = np.unique(clips, return_inverse=True)[1].ravel()
     out = np.zeros((clip.max() + 1, truth.shape[1], 3))
     np.add.at(out, clip, np.stack([truth & predicted, ~truth & predicted, truth & ~predicted], -1))
     return out
 
-def macro_f(counts:np.ndarray) -> np.ndarray:
+
+def macro_f(counts: np.ndarray) -> np.ndarray:
     "F from counts [...,K,3], averaged over the classes that occur, [...]; NaN if none does."
     tp, fp, fn = np.moveaxis(counts, -1, 0)
     there = tp + fn > 0
     f = np.divide(2 * tp, 2 * tp + fp + fn, out=np.zeros_like(tp), where=there)
     return np.divide(f.sum(-1), n := there.sum(-1), out=np.full(n.shape, np.nan), where=n > 0)
 
-def f_interval(counts:np.ndarray,  # [clips,K,3]
-               less:np.ndarray|None=None,  # of another probe on the same frames: the interval is that of the difference
-               n:int=2000, seed:int=0, level:float=.95) -> Interval:
+
+def f_interval(
+    counts: np.ndarray,  # [clips,K,3]
+    less: np.ndarray
+    | None = None,  # of another probe on the same frames: the interval is that of the difference
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
     "F over all clips and its percentile interval from drawing clips; the ends are NaN for a single clip."
     C, value = len(counts), lambda x: macro_f(x) if less is None else macro_f(x[0]) - macro_f(x[1])
     x = counts if less is None else np.stack([counts, less])
     drawn = rng('probe', seed).multinomial(C, np.full(C, 1 / C), size=n).astype(float)
-    draws = value(np.tensordot(drawn, x, 1)) if less is None else value(np.stack([np.tensordot(drawn, y, 1) for y in x]))
+    draws = (
+        value(np.tensordot(drawn, x, 1))
+        if less is None
+        else value(np.stack([np.tensordot(drawn, y, 1) for y in x]))
+    )
     ends = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2]) if C > 1 else (np.nan, np.nan)
     return Interval(float(value(x.sum(-3))), float(ends[0]), float(ends[1]))
 
 # %% ../../nbs/analysis/75_probe.ipynb #93caba67
-GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1., 10., 100.)  # scikit-learn's C: the smaller, the stronger the regularisation
+GRID = (
+    1e-4,
+    1e-3,
+    1e-2,
+    1e-1,
+    1.0,
+    10.0,
+    100.0,
+)  # scikit-learn's C: the smaller, the stronger the regularisation
+
 
 @dataclass
 class ProbeResult:
     "A probe's numbers on its test frames, with the predictions behind them."
+
     f: Interval
     accuracy: Interval
     C: float  # chosen on validation
@@ -84,90 +106,199 @@ class ProbeResult:
     def per_class(self) -> pd.DataFrame:
         "Columns class, frames (of the test split), f."
         f = [macro_f(c[None]) for c in self.counts.sum(0)]
-        return pd.DataFrame({'class': self.classes, 'frames': self.truth.sum(0), 'f': np.array(f, dtype=float)})
+        return pd.DataFrame(
+            {'class': self.classes, 'frames': self.truth.sum(0), 'f': np.array(f, dtype=float)}
+        )
 
 # %% ../../nbs/analysis/75_probe.ipynb #bdccbf2c
-def _check_splits(train:Embeddings, val:Embeddings, test:Embeddings) -> np.ndarray:
+def _check_splits(train: Embeddings, val: Embeddings, test: Embeddings) -> np.ndarray:
     "The classes of the training split, if the three fit together."
     splits = dict(train=train, val=val, test=test)
     for name, e in splits.items():
         X = np.asarray(e.vectors)
         check(len(e) > 0, f'linear_probe: expected frames in every split, found none in {name}.')
-        check(X.ndim == 2 and X.shape[1] == train.vectors.shape[-1], f'linear_probe: expected vectors of {train.vectors.shape[-1]} components as in train, found {list(X.shape)} in {name}.')
-        check(bool(np.isfinite(X).all()), f'linear_probe: expected finite features, found {(~np.isfinite(X)).any(1).sum()} of {len(X)} vectors in {name} with NaN or infinity.')
-        check(e.multi == train.multi, f'linear_probe: expected one class a frame in all splits or several in all, found {name} unlike train.')
+        check(
+            X.ndim == 2 and X.shape[1] == train.vectors.shape[-1],
+            f'linear_probe: expected vectors of {train.vectors.shape[-1]} components as in train, found {list(X.shape)} in {name}.',
+        )
+        check(
+            bool(np.isfinite(X).all()),
+            f'linear_probe: expected finite features, found {(~np.isfinite(X)).any(1).sum()} of {len(X)} vectors in {name} with NaN or infinity.',
+        )
+        check(
+            e.multi == train.multi,
+            f'linear_probe: expected one class a frame in all splits or several in all, found {name} unlike train.',
+        )
     for a, b in (('train', 'val'), ('train', 'test'), ('val', 'test')):
         shared = set(splits[a].clips.tolist()) & set(splits[b].clips.tolist())
-        check(not shared, f'linear_probe: expected splits of different clips, found {len(shared)} in both {a} and {b}, such as {min(shared, default="")}.')
+        check(
+            not shared,
+            f'linear_probe: expected splits of different clips, found {len(shared)} in both {a} and {b}, such as {min(shared, default="")}.',
+        )
     held = {n: set(e.classes[e.hot().any(0)].tolist()) for n, e in splits.items()}
-    check(len(held['train']) >= 2, f"linear_probe: expected two or more classes in train, found {len(held['train'])}.")
+    check(
+        len(held['train']) >= 2,
+        f"linear_probe: expected two or more classes in train, found {len(held['train'])}.",
+    )
     for n in ('val', 'test'):
         absent = sorted(held[n] - held['train'])
-        check(not absent, f"linear_probe: {n} has frames of {'class' if len(absent) == 1 else 'classes'} {', '.join(map(str, absent[:5]))}, absent from train.")
+        check(
+            not absent,
+            f"linear_probe: {n} has frames of {'class' if len(absent) == 1 else 'classes'} {', '.join(map(str, absent[:5]))}, absent from train.",
+        )
     return np.array(sorted(held['train']))
 
-def _classifier(C:float, multi:bool) -> LogisticRegression|OneVsRestClassifier:
+
+def _classifier(C: float, multi: bool) -> LogisticRegression | OneVsRestClassifier:
     regression = LogisticRegression(C=C, class_weight='balanced', max_iter=2000)
     return OneVsRestClassifier(regression) if multi else regression
 
-def _predict(model:LogisticRegression|OneVsRestClassifier, X:np.ndarray, K:int, multi:bool) -> np.ndarray:
+
+def _predict(
+    model: LogisticRegression | OneVsRestClassifier, X: np.ndarray, K: int, multi: bool
+) -> np.ndarray:
     "Predicted classes as bool [N,K]."
     p = np.asarray(model.predict(X))
     return p.reshape(len(X), K).astype(bool) if multi else p[:, None] == np.arange(K)
 
 # %% ../../nbs/analysis/75_probe.ipynb #35ee0739
-def linear_probe(train:Embeddings, val:Embeddings, test:Embeddings,
-                 grid:Sequence[float]=GRID,
-                 shuffled:bool=False,  # chance: labels shuffled between the training frames
-                 n:int=2000,  # resamples
-                 seed:int=0, level:float=.95) -> ProbeResult:
+def linear_probe(
+    train: Embeddings,
+    val: Embeddings,
+    test: Embeddings,
+    grid: Sequence[float] = GRID,
+    shuffled: bool = False,  # chance: labels shuffled between the training frames
+    n: int = 2000,  # resamples
+    seed: int = 0,
+    level: float = 0.95,
+) -> ProbeResult:
     "F and accuracy on `test` of a logistic regression on `train`, its regularisation chosen on `val`."
     classes, multi = _check_splits(train, val, test), train.multi
-    check(len(grid) > 0 and all(c > 0 for c in grid), f'grid: expected one or more values above 0, found {list(grid)}.')
+    check(
+        len(grid) > 0 and all(c > 0 for c in grid),
+        f'grid: expected one or more values above 0, found {list(grid)}.',
+    )
     (Y, Yv, Yt), K = (e.hot(classes) for e in (train, val, test)), len(classes)
     mean, scale = scaling(train.vectors)
     X, Xv, Xt = ((e.vectors - mean) / scale for e in (train, val, test))
-    if shuffled: Y = Y[rng('probe shuffled', seed).permutation(len(Y))]
+    if shuffled:
+        Y = Y[rng('probe shuffled', seed).permutation(len(Y))]
     rows, best = [], None
     for C in sorted(grid):
         model = _classifier(C, multi).fit(X, Y.astype(int) if multi else Y.argmax(1))
         P = _predict(model, Xv, K, multi)
-        rows.append(dict(C=C, f=float(macro_f(clip_counts(Yv, P, val.clips).sum(0))), accuracy=float((Yv == P).all(1).mean())))
-        if best is None or rows[-1]['f'] > best[0]: best = rows[-1]['f'], C, model
+        rows.append(
+            dict(
+                C=C,
+                f=float(macro_f(clip_counts(Yv, P, val.clips).sum(0))),
+                accuracy=float((Yv == P).all(1).mean()),
+            )
+        )
+        if best is None or rows[-1]['f'] > best[0]:
+            best = rows[-1]['f'], C, model
     P = _predict(best[2], Xt, K, multi)
     right = (Yt == P).all(1).astype(float)
-    return ProbeResult(f_interval(clip_counts(Yt, P, test.clips), n=n, seed=seed, level=level), paired_bootstrap(right, 0 * right, groups=test.clips, n=n, seed=seed, level=level),
-                       best[1], pd.DataFrame(rows), Yt, P, test.clips, test.frames, classes, X.shape[1], len(X), multi, shuffled)
+    return ProbeResult(
+        f_interval(clip_counts(Yt, P, test.clips), n=n, seed=seed, level=level),
+        paired_bootstrap(right, 0 * right, groups=test.clips, n=n, seed=seed, level=level),
+        best[1],
+        pd.DataFrame(rows),
+        Yt,
+        P,
+        test.clips,
+        test.frames,
+        classes,
+        X.shape[1],
+        len(X),
+        multi,
+        shuffled,
+    )
 
 # %% ../../nbs/analysis/75_probe.ipynb #04cd3cc3
-def probe_difference(a:ProbeResult, b:ProbeResult, n:int=2000, seed:int=0, level:float=.95) -> dict[str, Interval]:
+def probe_difference(
+    a: ProbeResult, b: ProbeResult, n: int = 2000, seed: int = 0, level: float = 0.95
+) -> dict[str, Interval]:
     "a minus b: 'f' and 'accuracy' with paired intervals over clips; `InputError` unless both were tested on the same frames and classes."
-    same = len(a.clips) == len(b.clips) and (a.clips == b.clips).all() and (a.frames == b.frames).all() and np.array_equal(a.classes, b.classes) and np.array_equal(a.truth, b.truth)
-    check(bool(same), f'probe_difference: expected two probes of the same test frames and classes, found {len(a.clips)} and {len(b.clips)} frames that differ in clip, frame or label.')
-    return dict(f=f_interval(a.counts, b.counts, n=n, seed=seed, level=level),
-                accuracy=paired_bootstrap(a.right, b.right, groups=a.clips, n=n, seed=seed, level=level))
+    same = (
+        len(a.clips) == len(b.clips)
+        and (a.clips == b.clips).all()
+        and (a.frames == b.frames).all()
+        and np.array_equal(a.classes, b.classes)
+        and np.array_equal(a.truth, b.truth)
+    )
+    check(
+        bool(same),
+        f'probe_difference: expected two probes of the same test frames and classes, found {len(a.clips)} and {len(b.clips)} frames that differ in clip, frame or label.',
+    )
+    return dict(
+        f=f_interval(a.counts, b.counts, n=n, seed=seed, level=level),
+        accuracy=paired_bootstrap(a.right, b.right, groups=a.clips, n=n, seed=seed, level=level),
+    )
 
 # %% ../../nbs/analysis/75_probe.ipynb #c9de6ca4
-def probe_table(results:Iterable[tuple[str, ProbeResult]]  # (setting, result); a control has the setting of its probe
-               ) -> pd.DataFrame:
+def probe_table(
+    results: Iterable[tuple[str, ProbeResult]],  # (setting, result); a control has the setting of its probe
+) -> pd.DataFrame:
     "Columns setting, control ('labels shuffled' or ''), f, accuracy, ends of their intervals, C, at_edge (the weakest of the grid was chosen), dim, classes, trained, tested, clips."
     ends = lambda name, i: {name: i.value, f'{name}_low': i.low, f'{name}_high': i.high}
-    return pd.DataFrame([dict(setting=s, control='labels shuffled' if r.shuffled else '', **ends('f', r.f), **ends('accuracy', r.accuracy), C=r.C,
-                              at_edge=bool(r.C == r.curve.C.max()), dim=r.dim, classes=len(r.classes), trained=r.trained, tested=len(r.clips),
-                              clips=len(set(r.clips.tolist()))) for s, r in results])
+    return pd.DataFrame(
+        [
+            dict(
+                setting=s,
+                control='labels shuffled' if r.shuffled else '',
+                **ends('f', r.f),
+                **ends('accuracy', r.accuracy),
+                C=r.C,
+                at_edge=bool(r.C == r.curve.C.max()),
+                dim=r.dim,
+                classes=len(r.classes),
+                trained=r.trained,
+                tested=len(r.clips),
+                clips=len(set(r.clips.tolist())),
+            )
+            for s, r in results
+        ]
+    )
 
-def plot_probe(table:pd.DataFrame,  # of `probe_table`
-               width:float=12, fontsize:int=12) -> plt.Figure:
+
+def plot_probe(
+    table: pd.DataFrame,  # of `probe_table`
+    width: float = 12,
+    fontsize: int = 12,
+) -> plt.Figure:
     "F and accuracy with their intervals, a line per setting; the control is a cross on it."
     table, colours = table.fillna({'control': ''}), sns.color_palette('colorblind')
     settings = list(dict.fromkeys(table.setting))
-    fig, axs = plt.subplots(1, 2, figsize=(width, 1.6 + .45 * len(settings)), sharey=True, layout='constrained')
+    fig, axs = plt.subplots(
+        1, 2, figsize=(width, 1.6 + 0.45 * len(settings)), sharey=True, layout='constrained'
+    )
     for ax, what in zip(axs, ('f', 'accuracy')):
-        for (control, t), mark, colour, shift in zip(table.groupby('control'), 'oX', (colours[0], colours[3]), (-.1, .15)):
+        for (control, t), mark, colour, shift in zip(
+            table.groupby('control'), 'oX', (colours[0], colours[3]), (-0.1, 0.15)
+        ):
             ends = np.maximum([t[what] - t[f'{what}_low'], t[f'{what}_high'] - t[what]], 0)
-            ax.errorbar(t[what], [settings.index(s) + shift for s in t.setting], xerr=ends, fmt=mark, color=colour, ms=8, capsize=3, label=control or 'probe')
+            ax.errorbar(
+                t[what],
+                [settings.index(s) + shift for s in t.setting],
+                xerr=ends,
+                fmt=mark,
+                color=colour,
+                ms=8,
+                capsize=3,
+                label=control or 'probe',
+            )
         ax.set_xlabel('F, mean over classes' if what == 'f' else 'accuracy', fontsize=fontsize)
-        ax.set_xlim(-.02, 1.02); ax.tick_params(labelsize=fontsize); ax.grid(axis='x', alpha=.4)
-    axs[0].set_yticks(range(len(settings)), settings, fontsize=fontsize); axs[0].set_ylim(len(settings) - .5, -.5)
-    if table.control.any(): fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncol=2, fontsize=fontsize, frameon=False)
+        ax.set_xlim(-0.02, 1.02)
+        ax.tick_params(labelsize=fontsize)
+        ax.grid(axis='x', alpha=0.4)
+    axs[0].set_yticks(range(len(settings)), settings, fontsize=fontsize)
+    axs[0].set_ylim(len(settings) - 0.5, -0.5)
+    if table.control.any():
+        fig.legend(
+            *axs[0].get_legend_handles_labels(),
+            loc='outside lower center',
+            ncol=2,
+            fontsize=fontsize,
+            frameon=False,
+        )
     return fig

@@ -28,15 +28,29 @@ from ..train.batches import Source, predict
 # %% ../../nbs/analysis/40_responses.ipynb #911240ec
 STEPS = dict(visual='before SNRP', cfs='after CFS', snrp='after SFS')  # tap -> what it is called in figures
 
-def steps_of(model:AVSModel, wanted:Sequence[str]=tuple(STEPS)) -> list[str]:
+
+def steps_of(model: AVSModel, wanted: Sequence[str] = tuple(STEPS)) -> list[str]:
     "The taps 'stageJ.name' that the model has, stage by stage; `InputError` if it has none."
     known = model.tap_names()
-    taps = [n for j in range(1, len(getattr(model, 'stages', ())) + 1) for n in (f'stage{j}.{w}' for w in wanted) if n in known]
-    check(bool(taps), f'responses: expected a model with stages and {" or ".join(wanted)} in them, found {getattr(model, "name", type(model).__name__)} without.')
+    taps = [
+        n
+        for j in range(1, len(getattr(model, 'stages', ())) + 1)
+        for n in (f'stage{j}.{w}' for w in wanted)
+        if n in known
+    ]
+    check(
+        bool(taps),
+        f'responses: expected a model with stages and {" or ".join(wanted)} in them, found {getattr(model, "name", type(model).__name__)} without.',
+    )
     return taps
 
-def surface_table(model:AVSModel, inputs:Features|tuple[Tensor, Tensor],  # as in `feature_map`
-                  clip:int=0, frame:int=0) -> pd.DataFrame:
+
+def surface_table(
+    model: AVSModel,
+    inputs: Features | tuple[Tensor, Tensor],  # as in `feature_map`
+    clip: int = 0,
+    frame: int = 0,
+) -> pd.DataFrame:
     "The response of one frame at each step: columns stage, step, y, x (cells), response."
     rows = []
     for tap in steps_of(model):
@@ -47,79 +61,111 @@ def surface_table(model:AVSModel, inputs:Features|tuple[Tensor, Tensor],  # as i
     return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/analysis/40_responses.ipynb #e425b2aa
-def plot_surfaces(table:pd.DataFrame,  # a `surface_table`
-                  width:float=12, fontsize:int=12) -> plt.Figure:
+def plot_surfaces(
+    table: pd.DataFrame,  # a `surface_table`
+    width: float = 12,
+    fontsize: int = 12,
+) -> plt.Figure:
     "A row per stage, a column per step; height and colour are the response, on one scale for each stage."
     stages, steps = (list(dict.fromkeys(table[c])) for c in ('stage', 'step'))
-    fig, axs = plt.subplots(len(stages), len(steps), figsize=(width, 3.4 * len(stages)), squeeze=False, subplot_kw=dict(projection='3d'))
+    fig, axs = plt.subplots(
+        len(stages),
+        len(steps),
+        figsize=(width, 3.4 * len(stages)),
+        squeeze=False,
+        subplot_kw=dict(projection='3d'),
+    )
     for line, stage in zip(axs, stages):
         top = table[table.stage == stage].response.max()
         for ax, step in zip(line, steps):
             t = table[(table.stage == stage) & (table.step == step)]
             z = t.pivot(index='y', columns='x', values='response')
-            x, y = np.meshgrid((z.columns + .5) / len(z.columns), (z.index + .5) / len(z.index))
-            ax.plot_surface(x, y, z.to_numpy(), cmap=CMAP, vmin=0, vmax=top, rcount=64, ccount=64, linewidth=0)
-            ax.set(xlim=(0, 1), ylim=(1, 0), zlim=(0, top), xticks=[0, .5, 1], yticks=[0, .5, 1])
-            ax.set_title(f'{stage}, {STEPS.get(step, step)}', fontsize=fontsize + 2, y=.97)
-            ax.set_xlabel('across', fontsize=fontsize); ax.set_ylabel('down', fontsize=fontsize)
-            ax.tick_params(labelsize=fontsize - 2, pad=0); ax.locator_params(axis='z', nbins=4); ax.view_init(elev=35, azim=-70)
+            x, y = np.meshgrid((z.columns + 0.5) / len(z.columns), (z.index + 0.5) / len(z.index))
+            ax.plot_surface(
+                x, y, z.to_numpy(), cmap=CMAP, vmin=0, vmax=top, rcount=64, ccount=64, linewidth=0
+            )
+            ax.set(xlim=(0, 1), ylim=(1, 0), zlim=(0, top), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+            ax.set_title(f'{stage}, {STEPS.get(step, step)}', fontsize=fontsize + 2, y=0.97)
+            ax.set_xlabel('across', fontsize=fontsize)
+            ax.set_ylabel('down', fontsize=fontsize)
+            ax.tick_params(labelsize=fontsize - 2, pad=0)
+            ax.locator_params(axis='z', nbins=4)
+            ax.view_init(elev=35, azim=-70)
         line[-1].set_zlabel('response', fontsize=fontsize)
-    fig.subplots_adjust(left=.0, right=.95, bottom=.03, top=.97, wspace=.05, hspace=.08)
+    fig.subplots_adjust(left=0.0, right=0.95, bottom=0.03, top=0.97, wspace=0.05, hspace=0.08)
     return fig
 
 # %% ../../nbs/analysis/40_responses.ipynb #e0340f9f
 @torch.no_grad()
-def separation(model:AVSModel, source:Source, batch_size:int=4) -> pd.DataFrame:
+def separation(model: AVSModel, source: Source, batch_size: int = 4) -> pd.DataFrame:
     "Columns id, frame, stage, step, inside, outside, ratio: mean responses of each frame with a sounding object."
     rows, taps, training = [], steps_of(model), model.training
     for batch in (b for step in source.batches(batch_size) for b in step):
         region = ((batch.target > 0) & (batch.target != 255)).float().cpu()
         model.eval()
         try:
-            with model.taps(*taps) as caught: predict(model, batch)
-        finally: model.train(training)
+            with model.taps(*taps) as caught:
+                predict(model, batch)
+        finally:
+            model.train(training)
         for tap in taps:
             m = caught[tap].float().abs().mean(2).cpu()
             share = F.adaptive_avg_pool2d(region, m.shape[-2:]).cpu()
             inside, outside = ((m * s).sum((2, 3)) / s.sum((2, 3)) for s in (share, 1 - share))
             some = (share.sum((2, 3)) > 0) & ((1 - share).sum((2, 3)) > 0)
             stage, step = tap.split('.')
-            rows += [dict(id=batch.ids[b], frame=t, stage=stage, step=step, inside=inside[b, t].item(), outside=outside[b, t].item())
-                     for b, t in some.nonzero().tolist()]
+            rows += [
+                dict(
+                    id=batch.ids[b],
+                    frame=t,
+                    stage=stage,
+                    step=step,
+                    inside=inside[b, t].item(),
+                    outside=outside[b, t].item(),
+                )
+                for b, t in some.nonzero().tolist()
+            ]
     table = pd.DataFrame(rows, columns=['id', 'frame', 'stage', 'step', 'inside', 'outside'])
     return table.assign(ratio=table.inside / table.outside)
 
 # %% ../../nbs/analysis/40_responses.ipynb #b8612d03
-def log_ratio(maps:Tensor,  # [B,T,h,w], not negative
-              region:Tensor  # [B,T,H,W], 1 inside and 0 outside; a cell of a map counts by its share
-             ) -> Tensor:
+def log_ratio(
+    maps: Tensor,  # [B,T,h,w], not negative
+    region: Tensor,  # [B,T,H,W], 1 inside and 0 outside; a cell of a map counts by its share
+) -> Tensor:
     "Logarithm of a map's mean inside the region by that outside, [B,T]; NaN where either has no place or a mean of zero."
     s = F.adaptive_avg_pool2d(region, maps.shape[-2:])
-    r = ((maps*s).sum((2, 3))/s.sum((2, 3))/((maps*(1 - s)).sum((2, 3))/(1 - s).sum((2, 3)))).log()
+    r = ((maps * s).sum((2, 3)) / s.sum((2, 3)) / ((maps * (1 - s)).sum((2, 3)) / (1 - s).sum((2, 3)))).log()
     return r.where(r.isfinite(), torch.nan)
 
-def outline(region:Tensor) -> Tensor:
-    "Where the outline of a region [B,T,H,W] runs, 1 or 0: it reaches W/64 pixels (at least one) to either side."
-    k = max(1, region.shape[-1]//64)
-    return F.max_pool2d(region, 2*k + 1, 1, k) + F.max_pool2d(-region, 2*k + 1, 1, k)
 
-def at_edge(maps:Tensor, edge:Tensor) -> Tensor:  # maps as in `log_ratio`, edge [B,T,H,W] from `outline`
+def outline(region: Tensor) -> Tensor:
+    "Where the outline of a region [B,T,H,W] runs, 1 or 0: it reaches W/64 pixels (at least one) to either side."
+    k = max(1, region.shape[-1] // 64)
+    return F.max_pool2d(region, 2 * k + 1, 1, k) + F.max_pool2d(-region, 2 * k + 1, 1, k)
+
+
+def at_edge(maps: Tensor, edge: Tensor) -> Tensor:  # maps as in `log_ratio`, edge [B,T,H,W] from `outline`
     "Logarithm of the mean steepness of a map along an outline by that elsewhere, both at the outline's size, [B,T]; NaN where there is no outline."
     dy, dx = torch.gradient(resize(maps, edge.shape[-2:]), dim=(2, 3))
     return log_ratio((dx**2 + dy**2).sqrt(), edge)
 
-def correlation(x:Tensor, y:Tensor) -> Tensor:
+
+def correlation(x: Tensor, y: Tensor) -> Tensor:
     "Pearson's r of two maps [B,T,h,w] over the places of each frame, [B,T]; NaN for a constant map."
     x, y = (v.flatten(2) - v.flatten(2).mean(2, keepdim=True) for v in (x, y))
-    return (x*y).sum(2)/(x.norm(dim=2)*y.norm(dim=2))
+    return (x * y).sum(2) / (x.norm(dim=2) * y.norm(dim=2))
 
 # %% ../../nbs/analysis/40_responses.ipynb #02afd6ef
 @torch.no_grad()
-def measured(model:AVSModel, source:Source,
-             maps:Sequence[str],  # taps of a stage, as 'v2a' of 'stage1.v2a'
-             pairs:Sequence[tuple[str, str]]=(),  # of maps to be correlated, on the grid of the first of `maps`
-             edges:bool=False,  # measure outlines as well
-             batch_size:int=4) -> pd.DataFrame:
+def measured(
+    model: AVSModel,
+    source: Source,
+    maps: Sequence[str],  # taps of a stage, as 'v2a' of 'stage1.v2a'
+    pairs: Sequence[tuple[str, str]] = (),  # of maps to be correlated, on the grid of the first of `maps`
+    edges: bool = False,  # measure outlines as well
+    batch_size: int = 4,
+) -> pd.DataFrame:
     "Columns id, frame, stage, what, value; what is a map (its `log_ratio` for sounding objects, void outside), 'edge map' (`at_edge` of the `outline`) or 'a~b' (`correlation`); a row for each that is not NaN."
     rows, training = [], model.training
     model.eval()
@@ -127,67 +173,148 @@ def measured(model:AVSModel, source:Source,
         for batch in (b for step in source.batches(batch_size) for b in step):
             region = ((batch.target > 0) & (batch.target != 255)).float().cpu()
             edge = outline(region) if edges else None
-            with model.taps(*(f'*.{m}' for m in maps)) as caught: predict(model, batch)
+            with model.taps(*(f'*.{m}' for m in maps)) as caught:
+                predict(model, batch)
             found = {name: v.float().abs().mean(2).cpu() for name, v in caught.items()}
             for stage in dict.fromkeys(name.split('.')[0] for name in found):
                 of = {m: found[f'{stage}.{m}'] for m in maps}
                 size = of[maps[0]].shape[-2:]
                 values = {m: log_ratio(x, region) for m, x in of.items()}
-                values |= {f'{a}~{b}': correlation(resize(of[a], size), resize(of[b], size)) for a, b in pairs}
-                if edges: values |= {f'edge {m}': at_edge(x, edge) for m, x in of.items()}
-                rows += [dict(id=batch.ids[b], frame=t, stage=stage, what=what, value=v[b, t].item()) for what, v in values.items() for b, t in np.ndindex(*v.shape)]
-    finally: model.train(training)
+                values |= {
+                    f'{a}~{b}': correlation(resize(of[a], size), resize(of[b], size)) for a, b in pairs
+                }
+                if edges:
+                    values |= {f'edge {m}': at_edge(x, edge) for m, x in of.items()}
+                rows += [
+                    dict(id=batch.ids[b], frame=t, stage=stage, what=what, value=v[b, t].item())
+                    for what, v in values.items()
+                    for b, t in np.ndindex(*v.shape)
+                ]
+    finally:
+        model.train(training)
     return pd.DataFrame(rows, columns=['id', 'frame', 'stage', 'what', 'value']).dropna()
 
 # %% ../../nbs/analysis/40_responses.ipynb #2e312f4d
-def interval(x:pd.Series,  # a value per frame, with an index level 'id' that names the clip
-             y:pd.Series|None=None,  # the same frames before a change; None: zeros
-             factor:bool=True  # values are logarithms
-            ) -> Interval:
+def interval(
+    x: pd.Series,  # a value per frame, with an index level 'id' that names the clip
+    y: pd.Series | None = None,  # the same frames before a change; None: zeros
+    factor: bool = True,  # values are logarithms
+) -> Interval:
     "Mean of x - y over frames with its 95 % interval over clips, as a factor (e to its power) or as it is; NaN for no frames."
-    if not len(x): return Interval(np.nan, np.nan, np.nan)
-    i = paired_bootstrap(np.asarray(x), np.zeros(len(x)) if y is None else np.asarray(y), groups=np.asarray(x.index.get_level_values('id')))
+    if not len(x):
+        return Interval(np.nan, np.nan, np.nan)
+    i = paired_bootstrap(
+        np.asarray(x),
+        np.zeros(len(x)) if y is None else np.asarray(y),
+        groups=np.asarray(x.index.get_level_values('id')),
+    )
     return Interval(*np.exp(i)) if factor else i
 
 # %% ../../nbs/analysis/40_responses.ipynb #79dbda72
 @torch.no_grad()
-def gate_table(model:AVSModel, source:Source, batch_size:int=4) -> pd.DataFrame:
+def gate_table(model: AVSModel, source: Source, batch_size: int = 4) -> pd.DataFrame:
     "Columns stage, channel, frames, mean, sd, q05, q95 of the channel gates (0 to 1) over all frames."
     taps, training = steps_of(model, ['gatec']), model.training
     gates = {n: [] for n in taps}
     model.eval()
     try:
         for batch in (b for step in source.batches(batch_size) for b in step):
-            with model.taps(*taps) as caught: predict(model, batch)
-            for n in taps: gates[n].append(caught[n].float().flatten(0, 1).flatten(1).cpu().numpy())
-    finally: model.train(training)
+            with model.taps(*taps) as caught:
+                predict(model, batch)
+            for n in taps:
+                gates[n].append(caught[n].float().flatten(0, 1).flatten(1).cpu().numpy())
+    finally:
+        model.train(training)
     rows = []
     for n, g in gates.items():
         g = np.concatenate(g)
-        low, high = np.quantile(g, [.05, .95], axis=0)
-        rows.append(pd.DataFrame(dict(stage=n.split('.')[0], channel=range(g.shape[1]), frames=len(g), mean=g.mean(0), sd=g.std(0), q05=low, q95=high)))
+        low, high = np.quantile(g, [0.05, 0.95], axis=0)
+        rows.append(
+            pd.DataFrame(
+                dict(
+                    stage=n.split('.')[0],
+                    channel=range(g.shape[1]),
+                    frames=len(g),
+                    mean=g.mean(0),
+                    sd=g.std(0),
+                    q05=low,
+                    q95=high,
+                )
+            )
+        )
     return pd.concat(rows, ignore_index=True)
 
-def gate_summary(table:pd.DataFrame) -> pd.DataFrame:
+
+def gate_summary(table: pd.DataFrame) -> pd.DataFrame:
     "Per stage: mean gate, spread between channels (deviation of their means), spread over frames (mean of their deviations), share of channels below 0.25 and above 0.75."
     g = table.groupby('stage', sort=False)
-    return pd.DataFrame(dict(channels=g.size(), mean=g['mean'].mean(), between_channels=g['mean'].std(ddof=0), over_frames=g['sd'].mean(),
-                             closed=g['mean'].agg(lambda m: (m < .25).mean()), open=g['mean'].agg(lambda m: (m > .75).mean()))).reset_index()
+    return pd.DataFrame(
+        dict(
+            channels=g.size(),
+            mean=g['mean'].mean(),
+            between_channels=g['mean'].std(ddof=0),
+            over_frames=g['sd'].mean(),
+            closed=g['mean'].agg(lambda m: (m < 0.25).mean()),
+            open=g['mean'].agg(lambda m: (m > 0.75).mean()),
+        )
+    ).reset_index()
 
 # %% ../../nbs/analysis/40_responses.ipynb #e30666db
-def plot_gates(table:pd.DataFrame,  # a `gate_table`; with a column 'model', beside each other
-               width:float=12, fontsize:int=12) -> plt.Figure:
+def plot_gates(
+    table: pd.DataFrame,  # a `gate_table`; with a column 'model', beside each other
+    width: float = 12,
+    fontsize: int = 12,
+) -> plt.Figure:
     "Violins per stage of the channels' mean gates and of their standard deviations over frames; a dot is a channel."
     colours = sns.color_palette('colorblind')
-    hue = dict(hue='model', palette=colours[:table['model'].nunique()]) if 'model' in table else dict(color=colours[0])
+    hue = (
+        dict(hue='model', palette=colours[: table['model'].nunique()])
+        if 'model' in table
+        else dict(color=colours[0])
+    )
     fig, axs = plt.subplots(1, 2, figsize=(width, 4.4), layout='constrained')
-    for ax, y, label in zip(axs, ('mean', 'sd'), ('mean gate of a channel', 'its standard deviation over frames')):
-        sns.violinplot(table, x='stage', y=y, ax=ax, cut=0, inner=None, fill=False, linewidth=1.5, density_norm='width', legend=False, **hue)
-        sns.stripplot(table, x='stage', y=y, ax=ax, dodge='model' in table, size=3, alpha=.5, jitter=.08, legend=False, **hue)
-        ax.set_xlabel('stage, from coarse to fine', fontsize=fontsize); ax.set_ylabel(label, fontsize=fontsize)
-        ax.tick_params(labelsize=fontsize); ax.grid(axis='y', alpha=.4)
-    axs[0].set_ylim(0, 1); axs[1].set_ylim(bottom=0)
+    for ax, y, label in zip(
+        axs, ('mean', 'sd'), ('mean gate of a channel', 'its standard deviation over frames')
+    ):
+        sns.violinplot(
+            table,
+            x='stage',
+            y=y,
+            ax=ax,
+            cut=0,
+            inner=None,
+            fill=False,
+            linewidth=1.5,
+            density_norm='width',
+            legend=False,
+            **hue,
+        )
+        sns.stripplot(
+            table,
+            x='stage',
+            y=y,
+            ax=ax,
+            dodge='model' in table,
+            size=3,
+            alpha=0.5,
+            jitter=0.08,
+            legend=False,
+            **hue,
+        )
+        ax.set_xlabel('stage, from coarse to fine', fontsize=fontsize)
+        ax.set_ylabel(label, fontsize=fontsize)
+        ax.tick_params(labelsize=fontsize)
+        ax.grid(axis='y', alpha=0.4)
+    axs[0].set_ylim(0, 1)
+    axs[1].set_ylim(bottom=0)
     if 'model' in table:
         handles = [plt.Line2D([], [], color=c, lw=6) for c in hue['palette']]
-        fig.legend(handles, list(dict.fromkeys(table['model'])), loc='outside lower center', ncol=4, fontsize=fontsize, frameon=False)
+        fig.legend(
+            handles,
+            list(dict.fromkeys(table['model'])),
+            loc='outside lower center',
+            ncol=4,
+            fontsize=fontsize,
+            frameon=False,
+        )
     return fig

@@ -19,67 +19,110 @@ from ..core.errors import InputError, check
 # %% ../../nbs/analysis/10_statistics.ipynb #c6bcf71f
 class Interval(NamedTuple):
     "An estimate and the ends of its confidence interval, in the unit of what was measured."
+
     value: float
     low: float
     high: float
 
 # %% ../../nbs/analysis/10_statistics.ipynb #f4379438
-def t_interval(values:ArrayLike,  # one score per seed
-               level:float=0.95
-              ) -> Interval:
+def t_interval(
+    values: ArrayLike,  # one score per seed
+    level: float = 0.95,
+) -> Interval:
     "Mean and t-interval; `low` and `high` are NaN for a single value. `InputError` for no value or one that is not finite."
     values = np.asarray(values, dtype=float).ravel()
-    check(values.size > 0 and bool(np.isfinite(values).all()), f"t_interval: expected one or more finite values, found {values.tolist()[:6]}.")
+    check(
+        values.size > 0 and bool(np.isfinite(values).all()),
+        f"t_interval: expected one or more finite values, found {values.tolist()[:6]}.",
+    )
     check(0 < level < 1, f"level: expected a probability between 0 and 1, found {level}.")
     mean = float(values.mean())
-    if values.size == 1: return Interval(mean, math.nan, math.nan)
+    if values.size == 1:
+        return Interval(mean, math.nan, math.nan)
     half = stats.t.ppf((1 + level) / 2, values.size - 1) * stats.sem(values)
     return Interval(mean, float(mean - half), float(mean + half))
 
 # %% ../../nbs/analysis/10_statistics.ipynb #cedb9750
-def per_clip_mean(scores:ArrayLike,  # [clips] or [seeds, clips]
-                  name:str='scores'
-                 ) -> np.ndarray:
+def per_clip_mean(
+    scores: ArrayLike,  # [clips] or [seeds, clips]
+    name: str = 'scores',
+) -> np.ndarray:
     "Scores averaged over seeds, `[clips]`; `InputError` unless all are finite."
     x = np.asarray(scores, dtype=float)
-    check(x.ndim in (1, 2) and x.size > 0, f"{name}: expected [clips] or [seeds, clips], found shape {list(x.shape)}.")
-    check(bool(np.isfinite(x).all()), f"{name}: expected finite scores, found {(~np.isfinite(x)).sum()} that are missing or not finite; leave those clips out of both rows.")
+    check(
+        x.ndim in (1, 2) and x.size > 0,
+        f"{name}: expected [clips] or [seeds, clips], found shape {list(x.shape)}.",
+    )
+    check(
+        bool(np.isfinite(x).all()),
+        f"{name}: expected finite scores, found {(~np.isfinite(x)).sum()} that are missing or not finite; leave those clips out of both rows.",
+    )
     return x if x.ndim == 1 else x.mean(0)
 
 # %% ../../nbs/analysis/10_statistics.ipynb #de326fcb
-def paired_bootstrap(a:ArrayLike,  # [clips] or [seeds, clips]
-                     b:ArrayLike,  # the same clips in the same order; its number of seeds may differ
-                     groups:Sequence|None=None,  # [clips] labels; clips of one group are drawn together
-                     n:int=10_000,  # resamples
-                     seed:int=0,
-                     level:float=0.95
-                    ) -> Interval:
+def paired_bootstrap(
+    a: ArrayLike,  # [clips] or [seeds, clips]
+    b: ArrayLike,  # the same clips in the same order; its number of seeds may differ
+    groups: Sequence | None = None,  # [clips] labels; clips of one group are drawn together
+    n: int = 10_000,  # resamples
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
     "Mean of `a - b` and its paired percentile-bootstrap interval over clips. The ends are NaN with fewer than two clips or groups."
     a, b = per_clip_mean(a, 'a'), per_clip_mean(b, 'b')
-    check(len(a) == len(b), f"paired_bootstrap: expected the same clips in both rows, found {len(a)} and {len(b)}.")
-    check(groups is None or len(groups) == len(a), f"groups: expected one label for each of {len(a)} clips, found {0 if groups is None else len(groups)}.")
-    check(n >= 1 and 0 < level < 1, f"paired_bootstrap: expected n of at least 1 and a level between 0 and 1, found {n} and {level}.")
+    check(
+        len(a) == len(b),
+        f"paired_bootstrap: expected the same clips in both rows, found {len(a)} and {len(b)}.",
+    )
+    check(
+        groups is None or len(groups) == len(a),
+        f"groups: expected one label for each of {len(a)} clips, found {0 if groups is None else len(groups)}.",
+    )
+    check(
+        n >= 1 and 0 < level < 1,
+        f"paired_bootstrap: expected n of at least 1 and a level between 0 and 1, found {n} and {level}.",
+    )
     d = a - b
-    label = np.arange(len(d)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
+    label = (
+        np.arange(len(d)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
+    )
     total, size = np.bincount(label, d), np.bincount(label).astype(float)
-    if len(total) < 2: return Interval(float(d.mean()), math.nan, math.nan)
+    if len(total) < 2:
+        return Interval(float(d.mean()), math.nan, math.nan)
     ratio = lambda t, s, axis: t.sum(axis) / s.sum(axis)
-    ci = stats.bootstrap((total, size), ratio, paired=True, vectorized=True, n_resamples=n, batch=1000, confidence_level=level,
-                         method='percentile', random_state=np.random.default_rng(seed)).confidence_interval
+    ci = stats.bootstrap(
+        (total, size),
+        ratio,
+        paired=True,
+        vectorized=True,
+        n_resamples=n,
+        batch=1000,
+        confidence_level=level,
+        method='percentile',
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
     return Interval(float(d.mean()), float(ci.low), float(ci.high))
 
 # %% ../../nbs/analysis/10_statistics.ipynb #0886fef6
 VERDICTS = ('reproduced', 'direction reproduced', 'inconclusive', 'contradicted')
 
-def verdict(published_delta:float|None,  # difference between two published rows
-            ours:float,  # our difference, in the same unit
-            low:float, high:float  # the ends of its interval; NaN when there is none
-           ) -> str:
+
+def verdict(
+    published_delta: float | None,  # difference between two published rows
+    ours: float,  # our difference, in the same unit
+    low: float,
+    high: float,  # the ends of its interval; NaN when there is none
+) -> str:
     "One of `VERDICTS` by the rule above; '' where nothing was published or the published difference is zero."
-    if published_delta is None or not math.isfinite(published_delta) or published_delta == 0: return ''
-    if not all(math.isfinite(v) for v in (ours, low, high)): return 'inconclusive'
+    if published_delta is None or not math.isfinite(published_delta) or published_delta == 0:
+        return ''
+    if not all(math.isfinite(v) for v in (ours, low, high)):
+        return 'inconclusive'
     check(low <= high, f"verdict: expected an interval with low <= high, found {low} to {high}.")
-    if low <= 0 <= high: return 'inconclusive'
-    if (low > 0) != (published_delta > 0): return 'contradicted'
-    if low <= published_delta <= high or 0.5 <= ours / published_delta <= 2: return 'reproduced'
+    if low <= 0 <= high:
+        return 'inconclusive'
+    if (low > 0) != (published_delta > 0):
+        return 'contradicted'
+    if low <= published_delta <= high or 0.5 <= ours / published_delta <= 2:
+        return 'reproduced'
     return 'direction reproduced'

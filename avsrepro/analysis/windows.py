@@ -21,36 +21,54 @@ from ..models.base import AVSModel
 @dataclass(frozen=True)
 class Window:
     "Frames `start` to `stop` are read, and frames `first` to `last` are answered for."
-    start: int; stop: int; first: int; last: int
 
-def windows(length:int,  # frames of the video
-            window:int=10,  # frames that are read at once
-            overlap:int=0  # frames that neighbouring windows share
-           ) -> list[Window]:
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def windows(
+    length: int,  # frames of the video
+    window: int = 10,  # frames that are read at once
+    overlap: int = 0,  # frames that neighbouring windows share
+) -> list[Window]:
     "The windows that cover a video; each frame is answered for once."
-    check(length >= 1 and window >= 1, f'a video of {length} frames in windows of {window}; expected at least 1 of each.')
+    check(
+        length >= 1 and window >= 1,
+        f'a video of {length} frames in windows of {window}; expected at least 1 of each.',
+    )
     check(0 <= overlap < window, f'overlap is {overlap}; expected 0 to {window - 1}, less than the window.')
     step = window - overlap
     starts = [0, *(s for s in range(step, length - overlap, step))]
     spans = [(s, min(s + window, length)) for s in starts]
-    first = [0, *(s + overlap//2 for s in starts[1:])]
+    first = [0, *(s + overlap // 2 for s in starts[1:])]
     return [Window(*span, a, b) for span, a, b in zip(spans, first, [*first[1:], length])]
 
 # %% ../../nbs/analysis/60_windows.ipynb #9514367f
-Reader = Callable[[int, int], tuple[Tensor, Tensor]]  # (start, stop) -> frames uint8 [t,3,H,W], mel [t,C,96,64]
+Reader = Callable[
+    [int, int], tuple[Tensor, Tensor]
+]  # (start, stop) -> frames uint8 [t,3,H,W], mel [t,C,96,64]
 
-def classify(logits:Tensor  # [T,K,H,W]
-            ) -> tuple[Tensor, Tensor]:
+
+def classify(
+    logits: Tensor,  # [T,K,H,W]
+) -> tuple[Tensor, Tensor]:
     "Class ids uint8 `[T,H,W]` and the probability of that class float16 `[T,H,W]`; one channel is a sigmoid at 0.5."
     if logits.shape[1] == 1:
         p = logits[:, 0].sigmoid()
-        return (p > .5).to(torch.uint8), torch.maximum(p, 1 - p).half()
-    check(logits.shape[1] <= 255, f'{logits.shape[1]} classes do not fit into one byte; expected at most 255.')
+        return (p > 0.5).to(torch.uint8), torch.maximum(p, 1 - p).half()
+    check(
+        logits.shape[1] <= 255, f'{logits.shape[1]} classes do not fit into one byte; expected at most 255.'
+    )
     score, label = logits.softmax(1).max(1)
     return label.to(torch.uint8), score.half()
 
+
 @torch.inference_mode()
-def stream_windows(model:AVSModel, video:Clip|Reader, length:int|None=None, window:int=10, overlap:int=0) -> Iterator[tuple[int, Tensor, Tensor]]:
+def stream_windows(
+    model: AVSModel, video: Clip | Reader, length: int | None = None, window: int = 10, overlap: int = 0
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     "For each window the index of its first frame, class ids uint8 `[t,H,W]` and their probabilities float16, on the CPU. `length` is needed with a reader."
     read, length = as_reader(video, length, model.audio.hear)
     device, training = next(model.parameters()).device, model.training
@@ -58,33 +76,45 @@ def stream_windows(model:AVSModel, video:Clip|Reader, length:int|None=None, wind
     try:
         for w in windows(length, window, overlap):
             frames, mel = read(w.start, w.stop)
-            check(len(frames) == len(mel) == w.stop - w.start, f'the reader gave {len(frames)} frames and {len(mel)} log-mels for frames {w.start} to {w.stop}.')
+            check(
+                len(frames) == len(mel) == w.stop - w.start,
+                f'the reader gave {len(frames)} frames and {len(mel)} log-mels for frames {w.start} to {w.stop}.',
+            )
             logits = model(model.normalise(frames[None].to(device)), mel[None].to(device)).logits[0]
-            label, score = classify(logits[w.first - w.start:w.last - w.start])
+            label, score = classify(logits[w.first - w.start : w.last - w.start])
             del logits
             yield w.first, label.cpu(), score.cpu()
-    finally: model.train(training)
+    finally:
+        model.train(training)
 
 # %% ../../nbs/analysis/60_windows.ipynb #7a3f38a7
-def as_reader(video:Clip|Reader, length:int|None=None, hear:Callable=attrgetter('mel')) -> tuple[Reader, int]:
+def as_reader(
+    video: Clip | Reader, length: int | None = None, hear: Callable = attrgetter('mel')
+) -> tuple[Reader, int]:
     "A reader and a length for either kind of video; `hear` makes an audio encoder's input of a clip."
-    if isinstance(video, Clip): return (lambda a, b, heard=hear(video): (video.frames[a:b], heard[a:b])), len(video.frames) if length is None else min(length, len(video.frames))
+    if isinstance(video, Clip):
+        return (lambda a, b, heard=hear(video): (video.frames[a:b], heard[a:b])), len(
+            video.frames
+        ) if length is None else min(length, len(video.frames))
     check(length is not None, 'a reader does not say how long its video is; give length.')
     return video, length
 
-def predict_windows(model:AVSModel,
-                    video:Clip|Reader,  # a clip, or a function (start, stop) -> frames, mel
-                    length:int|None=None,  # frames; needed with a reader
-                    window:int=10,
-                    overlap:int=0,
-                    scores:bool=False  # also return the probability of the predicted class
-                   ) -> 'Tensor|tuple[Tensor, Tensor]':
+
+def predict_windows(
+    model: AVSModel,
+    video: Clip | Reader,  # a clip, or a function (start, stop) -> frames, mel
+    length: int | None = None,  # frames; needed with a reader
+    window: int = 10,
+    overlap: int = 0,
+    scores: bool = False,  # also return the probability of the predicted class
+) -> 'Tensor|tuple[Tensor, Tensor]':
     "Class ids uint8 `[T,H,W]` on the CPU, and with `scores` their probabilities float16 `[T,H,W]`."
     length, labels, kept = as_reader(video, length)[1], None, None
     for first, label, score in stream_windows(model, video, length, window, overlap):
         if labels is None:
             labels = torch.empty(length, *label.shape[1:], dtype=torch.uint8)
             kept = torch.empty(labels.shape, dtype=torch.float16) if scores else None
-        labels[first:first + len(label)] = label
-        if scores: kept[first:first + len(label)] = score
+        labels[first : first + len(label)] = label
+        if scores:
+            kept[first : first + len(label)] = score
     return (labels, kept) if scores else labels

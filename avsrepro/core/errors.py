@@ -15,10 +15,11 @@ class InputError(ValueError):
     "Bad input, in one sentence: what was given, where, and what was expected. The command line exits with code 2."
 
 # %% ../../nbs/core/00_errors.ipynb #6294799f
-def unknown(kind:str,  # what the name should have been, e.g. 'profile'
-            name:str,  # what was given
-            known:Iterable[str]  # all valid names
-           ) -> InputError:
+def unknown(
+    kind: str,  # what the name should have been, e.g. 'profile'
+    name: str,  # what was given
+    known: Iterable[str],  # all valid names
+) -> InputError:
     "The error for a misspelt name: lists the valid ones and suggests the closest."
     known = [str(k) for k in known]
     close = difflib.get_close_matches(str(name), known, n=1)
@@ -26,19 +27,23 @@ def unknown(kind:str,  # what the name should have been, e.g. 'profile'
     return InputError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(known) or 'none'}.")
 
 # %% ../../nbs/core/00_errors.ipynb #f7f2110e
-def known_keys(cls:type,  # a dataclass
-               given:dict,
-               kind:str  # what a key is, e.g. 'training setting'
-              ) -> dict:
+def known_keys(
+    cls: type,  # a dataclass
+    given: dict,
+    kind: str,  # what a key is, e.g. 'training setting'
+) -> dict:
     "`given`, if all its keys are fields of the dataclass `cls`; `InputError` otherwise."
     names = [f.name for f in fields(cls)]
     for k in given:
-        if k not in names: raise unknown(kind, k, names)
+        if k not in names:
+            raise unknown(kind, k, names)
     return given
 
 # %% ../../nbs/core/00_errors.ipynb #56eaf7d6
-def check(condition:bool,  # what must hold
-          message:str  # what was expected, naming the file or value at fault
-         ) -> None:
+def check(
+    condition: bool,  # what must hold
+    message: str,  # what was expected, naming the file or value at fault
+) -> None:
     "Raise `InputError(message)` unless `condition` holds."
-    if not condition: raise InputError(message)
+    if not condition:
+        raise InputError(message)

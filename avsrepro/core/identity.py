@@ -26,80 +26,141 @@ import torch
 from .errors import InputError
 
 # %% ../../nbs/core/20_identity.ipynb #467f3237
-def canonical(obj:Any) -> str:
+def canonical(obj: Any) -> str:
     "Canonical JSON of plain data (dicts, sequences, numbers, strings, dataclasses); `TypeError` for anything else."
+
     def plain(o):
-        if is_dataclass(o) and not isinstance(o, type): return asdict(o)
-        if isinstance(o, np.generic): return o.item()
-        if isinstance(o, Path): return str(o)
+        if is_dataclass(o) and not isinstance(o, type):
+            return asdict(o)
+        if isinstance(o, np.generic):
+            return o.item()
+        if isinstance(o, Path):
+            return str(o)
         raise TypeError(f'{type(o).__name__} has no canonical form')
+
     return json.dumps(obj, sort_keys=True, separators=(',', ':'), default=plain)
 
-def content_hash(obj:Any, length:int=16) -> str:
+
+def content_hash(obj: Any, length: int = 16) -> str:
     "The first `length` hex digits of the SHA-256 of `obj`'s canonical form."
     return hashlib.sha256(canonical(obj).encode()).hexdigest()[:length]
 
 # %% ../../nbs/core/20_identity.ipynb #03fc50e5
-def array_hash(*arrays:np.ndarray|torch.Tensor, length:int=16) -> str:
+def array_hash(*arrays: np.ndarray | torch.Tensor, length: int = 16) -> str:
     "Hash of the bytes, shapes and types of arrays or tensors."
     h = hashlib.sha256()
     for a in arrays:
         a = a.detach().cpu().contiguous() if isinstance(a, torch.Tensor) else np.ascontiguousarray(a)
         h.update(f'{tuple(a.shape)}{str(a.dtype).removeprefix("torch.")}'.encode())
-        h.update(a.flatten().view(torch.uint8).numpy() if isinstance(a, torch.Tensor) else a.reshape(-1).view(np.uint8))
+        h.update(
+            a.flatten().view(torch.uint8).numpy()
+            if isinstance(a, torch.Tensor)
+            else a.reshape(-1).view(np.uint8)
+        )
     return h.hexdigest()[:length]
 
 # %% ../../nbs/core/20_identity.ipynb #dea62825
-def _tree(source:str) -> str:
+def _tree(source: str) -> str:
     "Syntax of `source` without docstrings, comments and positions."
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, 'body', None)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body and \
-           isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
             node.body = body[1:] or [ast.Pass()]
     return ast.dump(tree)
 
+
 @lru_cache
-def _module_hash(name:str) -> str:
+def _module_hash(name: str) -> str:
     "Hash of one module, or of all modules of a package."
     spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None: raise InputError(f'no module named {name}.')
-    files = sorted(Path(spec.origin).parent.rglob('*.py')) if spec.submodule_search_locations else [Path(spec.origin)]
+    if spec is None or spec.origin is None:
+        raise InputError(f'no module named {name}.')
+    files = (
+        sorted(Path(spec.origin).parent.rglob('*.py'))
+        if spec.submodule_search_locations
+        else [Path(spec.origin)]
+    )
     return content_hash([_tree(f.read_text(encoding='utf-8')) for f in files])
 
-def code_hash(*modules:str) -> str:
+
+def code_hash(*modules: str) -> str:
     "Hash of the code of `modules` (dotted names of modules or packages), blind to comments and docstrings."
     return content_hash([_module_hash(m) for m in sorted(modules)])
 
 # %% ../../nbs/core/20_identity.ipynb #65ebdfcc
 PACKAGES = ('torch', 'torchvision', 'torchaudio', 'timm', 'numpy', 'scipy', 'pandas', 'scikit-learn')
 
-def _git(*args:str) -> str|None:
-    try: return subprocess.run(['git', *args], cwd=Path(__file__).parent if '__file__' in globals() else None, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError): return None
+
+def _git(*args: str) -> str | None:
+    try:
+        return subprocess.run(
+            ['git', *args],
+            cwd=Path(__file__).parent if '__file__' in globals() else None,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
 
 @lru_cache
 def commit() -> str:
     "The checkout's commit, with `+changes` when files under version control differ from it (generated `results/` aside); 'unknown' outside git. Asked once in a process, so that a result names the code that was loaded."
     head = _git('rev-parse', '--short=12', 'HEAD')
-    if head is None: return 'unknown'
-    return head + ('+changes' if _git('status', '--porcelain', '--untracked-files=no', '--', ':/', ':(top,exclude)results') else '')
+    if head is None:
+        return 'unknown'
+    return head + (
+        '+changes'
+        if _git('status', '--porcelain', '--untracked-files=no', '--', ':/', ':(top,exclude)results')
+        else ''
+    )
+
 
 def device_name() -> str:
     "The GPU's name, or the CPU's with the number of cores."
-    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     cpu = platform.processor() or platform.machine()
     if Path('/proc/cpuinfo').exists():
-        cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), cpu)
+        cpu = next(
+            (
+                l.split(':')[1].strip()
+                for l in Path('/proc/cpuinfo').read_text().splitlines()
+                if l.startswith('model name')
+            ),
+            cpu,
+        )
     return f'{cpu}, {os.cpu_count()} cores'
 
-FACTS:dict[str, Callable[[], Any]] = {}  # what else decides how numbers come about, by name; a module with a choice to make adds its own
+
+FACTS: dict[
+    str, Callable[[], Any]
+] = {}  # what else decides how numbers come about, by name; a module with a choice to make adds its own
+
 
 def environment() -> dict[str, Any]:
     "Commit, device, Python and package versions and `FACTS`, as stored with every run and every results file."
+
     def v(p):
-        try: return version(p)
-        except PackageNotFoundError: return None
-    return dict(commit=commit(), device=device_name(), python=platform.python_version(), platform=platform.system(),
-                packages={p: v(p) for p in PACKAGES}, **{k: f() for k, f in FACTS.items()})
+        try:
+            return version(p)
+        except PackageNotFoundError:
+            return None
+
+    return dict(
+        commit=commit(),
+        device=device_name(),
+        python=platform.python_version(),
+        platform=platform.system(),
+        packages={p: v(p) for p in PACKAGES},
+        **{k: f() for k, f in FACTS.items()},
+    )

@@ -22,39 +22,52 @@ def repo_root() -> Path:
     "The checkout that holds `settings.ini` and `nbs/`; `InputError` when the package runs without one."
     for start in (Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd(), Path.cwd()):
         for folder in (start, *start.parents):
-            if (folder/'settings.ini').exists() and (folder/'nbs').is_dir(): return folder
-    raise InputError('no avsrepro checkout found from here: clone the repository, install it with `pip install -e .`, and try again.')
+            if (folder / 'settings.ini').exists() and (folder / 'nbs').is_dir():
+                return folder
+    raise InputError(
+        'no avsrepro checkout found from here: clone the repository, install it with `pip install -e .`, and try again.'
+    )
 
 # %% ../../nbs/core/10_paths.ipynb #22b14649
-def cache_dir(*parts:str) -> Path:
+def cache_dir(*parts: str) -> Path:
     "The cache folder (`$AVSREPRO_CACHE`, default the user's cache), or a folder inside it; created when missing."
     root = os.environ.get('AVSREPRO_CACHE')
     path = (Path(root).expanduser() if root else user_cache_path('avsrepro')).joinpath(*parts)
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise InputError(f'{path}: cannot be used as cache folder ({e.strerror}); set AVSREPRO_CACHE to a folder you may write to.') from e
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(
+            f'{path}: cannot be used as cache folder ({e.strerror}); set AVSREPRO_CACHE to a folder you may write to.'
+        ) from e
     return path
 
-def results_dir(*parts:str) -> Path:
+
+def results_dir(*parts: str) -> Path:
     "`results/` of the checkout (`$AVSREPRO_RESULTS` elsewhere), or a folder inside it; not created."
     root = os.environ.get('AVSREPRO_RESULTS')
-    return (Path(root) if root else repo_root()/'results').joinpath(*parts)
+    return (Path(root) if root else repo_root() / 'results').joinpath(*parts)
 
 # %% ../../nbs/core/10_paths.ipynb #dc58fc63
-def find_shared(name:str  # 'voc_esc', 'weights' or 'goldens'
-               ) -> Path|None:
+def find_shared(
+    name: str,  # 'voc_esc', 'weights' or 'goldens'
+) -> Path | None:
     "The folder `name` of outside data: `$AVSREPRO_<NAME>`, `<checkout>/data/`, `<checkout>/../shared/`; None when nowhere."
     given = os.environ.get(f'AVSREPRO_{name.upper()}')
     if given:
-        if not Path(given).is_dir(): raise InputError(f'{given}: AVSREPRO_{name.upper()} names a folder that does not exist.')
+        if not Path(given).is_dir():
+            raise InputError(f'{given}: AVSREPRO_{name.upper()} names a folder that does not exist.')
         return Path(given).resolve()
     root = repo_root()
-    return next((p.resolve() for p in (root/'data'/name, root.parent/'shared'/name) if p.is_dir()), None)
+    return next(
+        (p.resolve() for p in (root / 'data' / name, root.parent / 'shared' / name) if p.is_dir()), None
+    )
 
 # %% ../../nbs/core/10_paths.ipynb #65146112
 @contextmanager
-def atomic_path(path:str|Path,  # the file that shall exist, complete or not at all
-                sync:bool=True  # wait until it is on the disk; not needed inside a folder that is renamed as a whole
-               ) -> Iterator[Path]:
+def atomic_path(
+    path: str | Path,  # the file that shall exist, complete or not at all
+    sync: bool = True,  # wait until it is on the disk; not needed inside a folder that is renamed as a whole
+) -> Iterator[Path]:
     "Yield a temporary path in the same folder (same suffix); on success it is synced and renamed to `path`, on failure removed."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,30 +75,41 @@ def atomic_path(path:str|Path,  # the file that shall exist, complete or not at 
     try:
         yield tmp
         if sync:
-            with open(tmp, 'rb') as f: os.fsync(f.fileno())
+            with open(tmp, 'rb') as f:
+                os.fsync(f.fileno())
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        tmp.unlink(missing_ok=True)
 
-def atomic_write(path:str|Path, data:bytes|str, sync:bool=True) -> Path:
+
+def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> Path:
     "Write `data` to `path` completely or not at all."
-    with atomic_path(path, sync) as tmp: tmp.write_bytes(data.encode() if isinstance(data, str) else data)
+    with atomic_path(path, sync) as tmp:
+        tmp.write_bytes(data.encode() if isinstance(data, str) else data)
     return Path(path)
 
-def publish(part:str|Path, place:str|Path) -> None:
+
+def publish(part: str | Path, place: str | Path) -> None:
     "Give a folder its final name, after all that was written is on the disk: its files need no sync of their own."
-    if hasattr(os, 'sync'): os.sync()
+    if hasattr(os, 'sync'):
+        os.sync()
     os.replace(part, place)
 
 # %% ../../nbs/core/10_paths.ipynb #8a6c2a7a
 @contextmanager
-def locked(path:str|Path,  # what the lock protects; the lock file lies beside it with the suffix `.lock`
-           timeout:float|None=None  # seconds to wait; None waits for ever
-          ) -> Iterator[None]:
+def locked(
+    path: str | Path,  # what the lock protects; the lock file lies beside it with the suffix `.lock`
+    timeout: float | None = None,  # seconds to wait; None waits for ever
+) -> Iterator[None]:
     "Hold the lock of `path` across processes; raises `TimeoutError` after `timeout` seconds."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(path.name + '.lock'), timeout=-1 if timeout is None else timeout)
-    try: lock.acquire()
-    except Timeout as e: raise TimeoutError(f'{path}: another process holds its lock') from e
-    try: yield
-    finally: lock.release()
+    try:
+        lock.acquire()
+    except Timeout as e:
+        raise TimeoutError(f'{path}: another process holds its lock') from e
+    try:
+        yield
+    finally:
+        lock.release()

@@ -21,28 +21,42 @@ def cores() -> int:
 # %% ../../nbs/core/50_processes.ipynb #4e609bd9
 def follow_parent() -> None:
     "End this process when the one that started it is gone."
-    def wait(parent): parent.join(); os._exit(1)
-    if parent := multiprocessing.parent_process(): threading.Thread(target=wait, args=(parent,), daemon=True).start()
+
+    def wait(parent):
+        parent.join()
+        os._exit(1)
+
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=wait, args=(parent,), daemon=True).start()
+
 
 IMPORTED = ('avsrepro.models', 'avsrepro.train.jobs')  # by the server
 
+
 def _context() -> multiprocessing.context.BaseContext:
-    if sys.platform != 'linux': return multiprocessing.get_context('spawn')
+    if sys.platform != 'linux':
+        return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(list(IMPORTED))
     return context
+
 
 def start_server() -> None:
     "Let the server of workers import while this process goes on; without it the first pool waits for that."
     if _context().get_start_method() == 'forkserver':
         from multiprocessing.forkserver import ensure_running
+
         ensure_running()
 
-def _begin(environ:dict[str, str], share:int) -> None:
+
+def _begin(environ: dict[str, str], share: int) -> None:
     os.environ.clear()
     os.environ.update(environ, AVSREPRO_CORES=str(share))  # also for the processes that a worker starts
     follow_parent()
 
-def worker_pool(jobs:int) -> ProcessPoolExecutor:
+
+def worker_pool(jobs: int) -> ProcessPoolExecutor:
     "`jobs` fresh processes that end with this one, have its environment and share its cores."
-    return ProcessPoolExecutor(jobs, _context(), initializer=_begin, initargs=(dict(os.environ), max(1, cores()//jobs)))
+    return ProcessPoolExecutor(
+        jobs, _context(), initializer=_begin, initargs=(dict(os.environ), max(1, cores() // jobs))
+    )

@@ -14,92 +14,269 @@ from .errors import InputError, unknown
 # %% ../../nbs/core/40_profiles.ipynb #aaebacb1
 SOURCES = ('procedural', 'voc_esc', 'avsbench')
 
+
 @dataclass(frozen=True)
 class Profile:
     "Sizes of an experiment. Dictionaries by source of data hold what differs between the sources."
+
     name: str
     purpose: str
     seeds: tuple[int, ...]
     scenes: dict[str, dict[str, dict[str, Any]]]  # source -> setting -> values of `SceneConfig`
-    encoders: dict[str, dict[str, Any]]  # source -> backbone, audio, frozen, and where the weights of both come from
-    variants: dict[str|tuple[str, str], dict[str, Any]]  # name, or (source, name) where a source has its own -> another visual encoder, or another one of each kind, for the rows that ask for it
+    encoders: dict[
+        str, dict[str, Any]
+    ]  # source -> backbone, audio, frozen, and where the weights of both come from
+    variants: dict[
+        str | tuple[str, str], dict[str, Any]
+    ]  # name, or (source, name) where a source has its own -> another visual encoder, or another one of each kind, for the rows that ask for it
     model: dict[str, dict[str, Any]]  # name -> the options of a model that are a matter of size
     train: dict[str, dict[str, Any]]  # setting -> values of `TrainConfig`
     size: tuple[int, int]  # (H, W) that the frames of a download are resized to
-    pretrain: dict[str, dict[str, Any]] = field(default_factory=dict)  # visual, audio -> values of `PretrainConfig`
-    tuning: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # model, or what a row names -> setting -> values over those of `train`
+    pretrain: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # visual, audio -> values of `PretrainConfig`
+    tuning: dict[str, dict[str, dict[str, Any]]] = field(
+        default_factory=dict
+    )  # model, or what a row names -> setting -> values over those of `train`
 
-    def training(self, model:str, setting:str, tuning:str='') -> dict[str, Any]:
+    def training(self, model: str, setting: str, tuning: str = '') -> dict[str, Any]:
         "Values of `TrainConfig` for a model on a setting, for a row that names a tuning of its own."
-        return {**self.train[setting], **self.tuning.get(model, {}).get(setting, {}), **self.tuning.get(tuning, {}).get(setting, {})}
+        return {
+            **self.train[setting],
+            **self.tuning.get(model, {}).get(setting, {}),
+            **self.tuning.get(tuning, {}).get(setting, {}),
+        }
 
-    def encoder(self, source:str, variant:str='') -> dict[str, Any]:
+    def encoder(self, source: str, variant: str = '') -> dict[str, Any]:
         "Both encoders on a source, the profile's own or those of a variant."
-        return {**self.encoders[source], **(self.variants.get((source, variant), self.variants.get(variant)) if variant else {})}
+        return {
+            **self.encoders[source],
+            **(self.variants.get((source, variant), self.variants.get(variant)) if variant else {}),
+        }
 
 # %% ../../nbs/core/40_profiles.ipynb #e4acb427
 _FROZEN = dict(frozen=('audio', 'visual'))
-def _small(name:str, **options:Any) -> dict: return dict(backbone=name, backbone_options=options, visual_weights='pretrain')
+
+
+def _small(name: str, **options: Any) -> dict:
+    return dict(backbone=name, backbone_options=options, visual_weights='pretrain')
+
 
 _HEADS = dict(num_heads=(1, 2, 4, 8))
 _PVT, _SWIN = 'pvt_v2_b0', 'swin_tiny_patch4_window7_224'
 _RESNET = 'test_resnet'
 _NARROW = dict(embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), **_HEADS)
-def _mit(small:dict, audio:str, weights:str) -> dict: return dict(mit=small, mit_htsat=dict(**small, audio=audio, audio_weights=weights))
 
-_MINI = dict(resnet=_small(_RESNET), pvt=_small(_PVT, **_NARROW), **_mit(_small('mit_b0', **_NARROW), 'htsat_small', 'pretrain'), swin=_small(_SWIN, embed_dim=24, depths=(1, 1, 2, 1), window_size=4, **_HEADS))
-_LITTLE = dict(resnet=_small('resnet18'), pvt=_small(_PVT), **_mit(_small('mit_b0'), 'htsat_small', 'pretrain'), swin=_small(_SWIN, embed_dim=48, depths=(2, 2, 4, 2), **_HEADS))
+
+def _mit(small: dict, audio: str, weights: str) -> dict:
+    return dict(mit=small, mit_htsat=dict(**small, audio=audio, audio_weights=weights))
+
+
+_MINI = dict(
+    resnet=_small(_RESNET),
+    pvt=_small(_PVT, **_NARROW),
+    **_mit(_small('mit_b0', **_NARROW), 'htsat_small', 'pretrain'),
+    swin=_small(_SWIN, embed_dim=24, depths=(1, 1, 2, 1), window_size=4, **_HEADS),
+)
+_LITTLE = dict(
+    resnet=_small('resnet18'),
+    pvt=_small(_PVT),
+    **_mit(_small('mit_b0'), 'htsat_small', 'pretrain'),
+    swin=_small(_SWIN, embed_dim=48, depths=(2, 2, 4, 2), **_HEADS),
+)
 _FROM_BANK = dict(audio='vggish_small', audio_weights='pretrain', **_FROZEN)
-_PHOTOS = {(s, name): v for s in ('voc_esc', 'avsbench') for name, v in dict(mit={}, mit_htsat=dict(audio='htsat_small', audio_weights='pretrain')).items()}
-_LOCAL = dict(backbone='mobilenetv1_100', visual_weights='shared', audio='yamnet', audio_weights='shared', **_FROZEN)
-_PUBLISHED = dict(resnet=dict(backbone='resnet50', visual_weights='timm'), pvt=dict(backbone='pvt_v2_b5', visual_weights='timm'), **_mit(dict(backbone='mit_b5', visual_weights='timm'), 'htsat', 'timm'), swin=dict(backbone='swin_base_patch4_window12_384', visual_weights='timm'))
+_PHOTOS = {
+    (s, name): v
+    for s in ('voc_esc', 'avsbench')
+    for name, v in dict(mit={}, mit_htsat=dict(audio='htsat_small', audio_weights='pretrain')).items()
+}
+_LOCAL = dict(
+    backbone='mobilenetv1_100', visual_weights='shared', audio='yamnet', audio_weights='shared', **_FROZEN
+)
+_PUBLISHED = dict(
+    resnet=dict(backbone='resnet50', visual_weights='timm'),
+    pvt=dict(backbone='pvt_v2_b5', visual_weights='timm'),
+    **_mit(dict(backbone='mit_b5', visual_weights='timm'), 'htsat', 'timm'),
+    swin=dict(backbone='swin_base_patch4_window12_384', visual_weights='timm'),
+)
 _PUBLIC = dict(**_PUBLISHED['swin'], audio='vggish', audio_weights='timm', frozen=('audio',))
 
-def _everywhere(value:Any) -> dict[str, Any]: return dict.fromkeys(SOURCES, value)
 
-def _both(procedural:dict, voc:dict|None=None, **per_setting:dict) -> dict:
+def _everywhere(value: Any) -> dict[str, Any]:
+    return dict.fromkeys(SOURCES, value)
+
+
+def _both(procedural: dict, voc: dict | None = None, **per_setting: dict) -> dict:
     "Scene values by source and setting: those of the source, then those of the setting."
     still = dict(style='collage')  # photographs keep their context; VPO and AVIS scenes have no such choice
-    return {source: {s: {**base, **(still if source == 'voc_esc' and s in ('s4', 'ms3', 'avss') else {}), **extra} for s, extra in per_setting.items()}
-            for source, base in (('procedural', procedural), ('voc_esc', {**procedural, **(voc or {})}))}
+    return {
+        source: {
+            s: {**base, **(still if source == 'voc_esc' and s in ('s4', 'ms3', 'avss') else {}), **extra}
+            for s, extra in per_setting.items()
+        }
+        for source, base in (('procedural', procedural), ('voc_esc', {**procedural, **(voc or {})}))
+    }
 
-def _vpo(**values:Any) -> dict[str, dict]: return {s: dict(values) for s in ('vpo-ss', 'vpo-ms', 'vpo-msmi')}
 
-_QUICK = dict(weight_decay=.02, gamma=.3, loss_stride=4, clip_grad=5.)
-_CLASSES, _S4, _MS3 = (dict(batch_size=n, lr=lr, warmup_steps=steps, **_QUICK) for n, lr, steps in ((4, 2.5e-3, 60), (8, 3e-3, 30), (12, 4e-3, 30)))  # with many classes steps count, not clips
+def _vpo(**values: Any) -> dict[str, dict]:
+    return {s: dict(values) for s in ('vpo-ss', 'vpo-ms', 'vpo-msmi')}
 
-PROFILES = {p.name: p for p in (
-    Profile('smoke', 'tests and CI: does every line run?', (0,),
-            _both(dict(size=48, train=4, val=2, test=3), s4={}, ms3={}, avss={}, avis=dict(frames=6, train=1, val=1, test=2), **_vpo()),
-            _everywhere({**_MINI['pvt'], **_FROM_BANK}), _MINI,
-            dict(sdavs=dict(dim=16, levels=3, tokens=4), tpavi=dict(dim=16, levels=3, upsample=1), avsegformer=dict(dim=16, levels=3, queries=4, layers=1, points=2, heads=2, upsample='after'),
-                 selm=dict(dim=16, levels=3, heads=2, blocks=1, queries=4, decoder_layers=1), ddeseg=dict(dim=16, levels=3, depths=(1, 1, 1), mlp_ratio=2, heads=4, unit_sound=True)),
-            {s: dict(epochs=1, batch_size=2, lr=1e-3, loss_stride=4) for s in ('s4', 'ms3', 'avss', *_vpo())}, (48, 48),
+
+_QUICK = dict(weight_decay=0.02, gamma=0.3, loss_stride=4, clip_grad=5.0)
+_CLASSES, _S4, _MS3 = (
+    dict(batch_size=n, lr=lr, warmup_steps=steps, **_QUICK)
+    for n, lr, steps in ((4, 2.5e-3, 60), (8, 3e-3, 30), (12, 4e-3, 30))
+)  # with many classes steps count, not clips
+
+PROFILES = {
+    p.name: p
+    for p in (
+        Profile(
+            'smoke',
+            'tests and CI: does every line run?',
+            (0,),
+            _both(
+                dict(size=48, train=4, val=2, test=3),
+                s4={},
+                ms3={},
+                avss={},
+                avis=dict(frames=6, train=1, val=1, test=2),
+                **_vpo(),
+            ),
+            _everywhere({**_MINI['pvt'], **_FROM_BANK}),
+            _MINI,
+            dict(
+                sdavs=dict(dim=16, levels=3, tokens=4),
+                tpavi=dict(dim=16, levels=3, upsample=1),
+                avsegformer=dict(dim=16, levels=3, queries=4, layers=1, points=2, heads=2, upsample='after'),
+                selm=dict(dim=16, levels=3, heads=2, blocks=1, queries=4, decoder_layers=1),
+                ddeseg=dict(dim=16, levels=3, depths=(1, 1, 1), mlp_ratio=2, heads=4, unit_sound=True),
+            ),
+            {s: dict(epochs=1, batch_size=2, lr=1e-3, loss_stride=4) for s in ('s4', 'ms3', 'avss', *_vpo())},
+            (48, 48),
             dict(visual=dict(size=48, amount=8, epochs=1), audio=dict(amount=4, epochs=1)),
-            dict(selection=dict(s4=dict(epochs=2)))),
-    Profile('quick', 'the default: every claim in minutes, on two cores, offline', (0,),
-            _both(dict(size=128, val=40, test=120), dict(size=160), s4=dict(train=400), ms3=dict(train=900), avss=dict(train=300), avis=dict(train=1, val=1, test=10), **_vpo(train=400)),
-            dict(procedural={**_MINI['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), {**_MINI, **_PHOTOS},
-            dict(sdavs=dict(dim=32, levels=3, tokens=4), tpavi=dict(dim=32, levels=3, upsample=0, gamma=1.), avsegformer=dict(dim=32, levels=3, queries=8, layers=1, points=2, heads=2, pixel_mlp=64, ffn=64, generator_ffn=64, upsample='after'),
-                 selm=dict(dim=32, levels=3, heads=2, dropout=0., queries=8, decoder_layers=1, pixel_mlp=64), ddeseg=dict(dim=32, levels=3, depths=(1, 1, 1), mlp_ratio=2, heads=4, unit_sound=True)),
-            dict(s4=dict(epochs=3, window=3, **_S4), ms3=dict(epochs=3, window=3, **_MS3), avss=dict(epochs=4, window=5, **_CLASSES), **_vpo(epochs=4, **_CLASSES)),
-            (224, 224), dict(visual=dict(amount=2200, crop=96, epochs=4, lr=4e-3), audio=dict(amount=1500, epochs=5)),
-            dict(tpavi=dict(s4=dict(epochs=8, lr=1e-3, amp='bf16'), ms3=dict(epochs=4, lr=3e-3, amp='bf16', loss=dict(ce=1., dice=1., avm=.01)), avss=dict(amp='bf16')),  # Dice is ours: in so few steps the cross entropy alone marks next to nothing
-                 avsegformer=dict(s4=dict(epochs=4, lr=1e-3), ms3=dict(lr=2e-3), avss=dict(epochs=3, lr=1e-3)),
-                 selm=dict(s4=dict(window=None), ms3=dict(epochs=2, window=None)), ddeseg=dict(ms3=dict(epochs=2, window=2), avss=dict(lr=2e-3, window=3), **_vpo(lr=2e-3)),
-                 selection=dict(s4=dict(epochs=12, window=1)), slip=dict(s4=dict(epochs=1, lr=1e-3)))),
-    Profile('full', 'the committed results where a GPU is at hand', (0, 1, 2),
-            _both(dict(size=192, val=100, test=300), dict(size=224), s4=dict(train=2000), ms3=dict(train=3000), avss=dict(train=3000), avis=dict(train=1, val=1, test=50), **_vpo(train=5000)),
-            dict(procedural={**_LITTLE['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL), {**_LITTLE, **_PHOTOS},
-            dict(sdavs=dict(dim=256, tokens=12), tpavi=dict(upsample=0), avsegformer=dict(queries=100, layers=3, upsample='after'), ddeseg=dict(unit_sound=True)),
-            {s: dict(epochs=30, batch_size=8, lr=5e-4, weight_decay=.02, warmup_steps=200, gamma=.3, clip_grad=5., amp='bf16') for s in ('s4', 'ms3', 'avss', *_vpo())}, (224, 224),
-            dict(visual=dict(size=192, amount=20000, epochs=15, lr=2e-3), audio=dict(amount=10000, epochs=15))),
-    Profile('paper', 'the real benchmarks with the published backbones and sizes', (0, 1, 2),
-            _both(dict(size=384, val=740, test=740), s4=dict(train=3452), ms3=dict(train=3000), avss=dict(train=8498), avis=dict(train=1, val=1, test=100), **_vpo(train=10000)),
-            _everywhere(_PUBLIC), _PUBLISHED, {},
-            {s: dict(epochs=60 if s == 'ms3' else 40, batch_size=4, lr=5e-5, amp='bf16', workers=4) for s in ('s4', 'ms3', 'avss', *_vpo())}, (384, 384)))}
+            dict(selection=dict(s4=dict(epochs=2))),
+        ),
+        Profile(
+            'quick',
+            'the default: every claim in minutes, on two cores, offline',
+            (0,),
+            _both(
+                dict(size=128, val=40, test=120),
+                dict(size=160),
+                s4=dict(train=400),
+                ms3=dict(train=900),
+                avss=dict(train=300),
+                avis=dict(train=1, val=1, test=10),
+                **_vpo(train=400),
+            ),
+            dict(procedural={**_MINI['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL),
+            {**_MINI, **_PHOTOS},
+            dict(
+                sdavs=dict(dim=32, levels=3, tokens=4),
+                tpavi=dict(dim=32, levels=3, upsample=0, gamma=1.0),
+                avsegformer=dict(
+                    dim=32,
+                    levels=3,
+                    queries=8,
+                    layers=1,
+                    points=2,
+                    heads=2,
+                    pixel_mlp=64,
+                    ffn=64,
+                    generator_ffn=64,
+                    upsample='after',
+                ),
+                selm=dict(dim=32, levels=3, heads=2, dropout=0.0, queries=8, decoder_layers=1, pixel_mlp=64),
+                ddeseg=dict(dim=32, levels=3, depths=(1, 1, 1), mlp_ratio=2, heads=4, unit_sound=True),
+            ),
+            dict(
+                s4=dict(epochs=3, window=3, **_S4),
+                ms3=dict(epochs=3, window=3, **_MS3),
+                avss=dict(epochs=4, window=5, **_CLASSES),
+                **_vpo(epochs=4, **_CLASSES),
+            ),
+            (224, 224),
+            dict(visual=dict(amount=2200, crop=96, epochs=4, lr=4e-3), audio=dict(amount=1500, epochs=5)),
+            dict(
+                tpavi=dict(
+                    s4=dict(epochs=8, lr=1e-3, amp='bf16'),
+                    ms3=dict(epochs=4, lr=3e-3, amp='bf16', loss=dict(ce=1.0, dice=1.0, avm=0.01)),
+                    avss=dict(amp='bf16'),
+                ),  # Dice is ours: in so few steps the cross entropy alone marks next to nothing
+                avsegformer=dict(s4=dict(epochs=4, lr=1e-3), ms3=dict(lr=2e-3), avss=dict(epochs=3, lr=1e-3)),
+                selm=dict(s4=dict(window=None), ms3=dict(epochs=2, window=None)),
+                ddeseg=dict(ms3=dict(epochs=2, window=2), avss=dict(lr=2e-3, window=3), **_vpo(lr=2e-3)),
+                selection=dict(s4=dict(epochs=12, window=1)),
+                slip=dict(s4=dict(epochs=1, lr=1e-3)),
+            ),
+        ),
+        Profile(
+            'full',
+            'the committed results where a GPU is at hand',
+            (0, 1, 2),
+            _both(
+                dict(size=192, val=100, test=300),
+                dict(size=224),
+                s4=dict(train=2000),
+                ms3=dict(train=3000),
+                avss=dict(train=3000),
+                avis=dict(train=1, val=1, test=50),
+                **_vpo(train=5000),
+            ),
+            dict(procedural={**_LITTLE['pvt'], **_FROM_BANK}, voc_esc=_LOCAL, avsbench=_LOCAL),
+            {**_LITTLE, **_PHOTOS},
+            dict(
+                sdavs=dict(dim=256, tokens=12),
+                tpavi=dict(upsample=0),
+                avsegformer=dict(queries=100, layers=3, upsample='after'),
+                ddeseg=dict(unit_sound=True),
+            ),
+            {
+                s: dict(
+                    epochs=30,
+                    batch_size=8,
+                    lr=5e-4,
+                    weight_decay=0.02,
+                    warmup_steps=200,
+                    gamma=0.3,
+                    clip_grad=5.0,
+                    amp='bf16',
+                )
+                for s in ('s4', 'ms3', 'avss', *_vpo())
+            },
+            (224, 224),
+            dict(
+                visual=dict(size=192, amount=20000, epochs=15, lr=2e-3), audio=dict(amount=10000, epochs=15)
+            ),
+        ),
+        Profile(
+            'paper',
+            'the real benchmarks with the published backbones and sizes',
+            (0, 1, 2),
+            _both(
+                dict(size=384, val=740, test=740),
+                s4=dict(train=3452),
+                ms3=dict(train=3000),
+                avss=dict(train=8498),
+                avis=dict(train=1, val=1, test=100),
+                **_vpo(train=10000),
+            ),
+            _everywhere(_PUBLIC),
+            _PUBLISHED,
+            {},
+            {
+                s: dict(epochs=60 if s == 'ms3' else 40, batch_size=4, lr=5e-5, amp='bf16', workers=4)
+                for s in ('s4', 'ms3', 'avss', *_vpo())
+            },
+            (384, 384),
+        ),
+    )
+}
 
-def get_profile(name:str) -> Profile:
+
+def get_profile(name: str) -> Profile:
     "The profile of that name; `InputError` with the nearest one for a misspelt name."
-    if name not in PROFILES: raise unknown('profile', name, PROFILES)
+    if name not in PROFILES:
+        raise unknown('profile', name, PROFILES)
     return PROFILES[name]

@@ -14,21 +14,25 @@ import torch
 from .identity import content_hash
 
 # %% ../../nbs/core/30_seeding.ipynb #3260c02c
-def seed_of(*parts:str|int|float) -> int:
+def seed_of(*parts: str | int | float) -> int:
     "A 63-bit seed from the content of `parts`."
     return int(content_hash(list(parts), length=16), 16) >> 1
 
-def rng(*parts:str|int|float) -> np.random.Generator:
+
+def rng(*parts: str | int | float) -> np.random.Generator:
     "A NumPy generator for the purpose that `parts` names."
     return np.random.default_rng(seed_of(*parts))
 
-def generator(*parts:str|int|float, device:str|torch.device='cpu') -> torch.Generator:
+
+def generator(*parts: str | int | float, device: str | torch.device = 'cpu') -> torch.Generator:
     "A PyTorch generator for the purpose that `parts` names."
     return torch.Generator(device).manual_seed(seed_of(*parts))
 
 # %% ../../nbs/core/30_seeding.ipynb #c5d0ac39
-def seed_everything(seed:int) -> None:
+def seed_everything(seed: int) -> None:
     "Seed Python, NumPy and PyTorch, and prefer deterministic kernels."
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

@@ -30,21 +30,28 @@ from .audio import SAMPLE_RATE, read_audio
 BROAD = ('music', 'human', 'animal', 'device')
 SPLITS = ('train', 'val', 'test')
 
+
 @dataclass(frozen=True)
 class Label:
     "One class of a bank."
+
     name: str  # the object, as in AVSBench-Semantic
     category: str  # the S4 category folder
     broad: str  # one of `BROAD`
 
+
 class Bank(Protocol):
     "What the composer asks of a bank; pictures are uint8 arrays `[H,W,C]`, masks bool `[H,W]`, sounds float32 `[S]` at 16 kHz."
+
     name: str
     labels: Sequence[Label]
-    def cutout(self, split:str, label:int, rng:np.random.Generator, size:int) -> np.ndarray: ...
-    def photo(self, split:str, label:int, rng:np.random.Generator, size:tuple[int,int]) -> tuple[np.ndarray, np.ndarray]: ...
-    def background(self, split:str, rng:np.random.Generator, size:tuple[int,int]) -> np.ndarray: ...
-    def sound(self, split:str, label:int, rng:np.random.Generator, seconds:float) -> np.ndarray: ...
+
+    def cutout(self, split: str, label: int, rng: np.random.Generator, size: int) -> np.ndarray: ...
+    def photo(
+        self, split: str, label: int, rng: np.random.Generator, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+    def background(self, split: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray: ...
+    def sound(self, split: str, label: int, rng: np.random.Generator, seconds: float) -> np.ndarray: ...
 
 # %% ../../nbs/data/30_assets.ipynb #8919ce7b
 GLYPHS = '''
@@ -66,6 +73,7 @@ emergency-car ambulance_siren         device | p -.9 .4 -.9 -.5 .45 -.5 .6 -.1 .
 saw           chainsawing_trees       device | saw 9; r -.68 .05 .3 .36 0; r -.62 -.45 .3 .07 0
 '''
 
+
 def _parse_glyphs() -> tuple[list[Label], list[list[list[str]]]]:
     labels, shapes = [], []
     for line in GLYPHS.strip().splitlines():
@@ -75,60 +83,89 @@ def _parse_glyphs() -> tuple[list[Label], list[list[list[str]]]]:
     return labels, shapes
 
 # %% ../../nbs/data/30_assets.ipynb #4819f61f
-def _polygon(part:list[str]) -> np.ndarray:
+def _polygon(part: list[str]) -> np.ndarray:
     "Corner points `[N,2]` of one part of a glyph."
     kind, v = part[0], [float(x) for x in part[1:]]
     if kind == 'e':
-        a = np.linspace(0, 2*np.pi, 24, endpoint=False)
-        return np.stack([v[0] + v[2]*np.cos(a), v[1] + v[3]*np.sin(a)], 1)
+        a = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+        return np.stack([v[0] + v[2] * np.cos(a), v[1] + v[3] * np.sin(a)], 1)
     if kind == 'r':
         c, s = np.cos(v[4]), np.sin(v[4])
-        return np.array([[-v[2], -v[3]], [v[2], -v[3]], [v[2], v[3]], [-v[2], v[3]]]) @ np.array([[c, s], [-s, c]]) + v[:2]
+        return (
+            np.array([[-v[2], -v[3]], [v[2], -v[3]], [v[2], v[3]], [-v[2], v[3]]])
+            @ np.array([[c, s], [-s, c]])
+            + v[:2]
+        )
     if kind == 'star':
-        a = np.linspace(0, 2*np.pi, 2*int(v[0]), endpoint=False)
-        return np.stack([np.cos(a), np.sin(a)], 1)*np.where(np.arange(len(a)) % 2, v[1], v[2])[:, None]
+        a = np.linspace(0, 2 * np.pi, 2 * int(v[0]), endpoint=False)
+        return np.stack([np.cos(a), np.sin(a)], 1) * np.where(np.arange(len(a)) % 2, v[1], v[2])[:, None]
     if kind == 'saw':
-        x = np.linspace(-.4, .98, 2*int(v[0]))
-        return np.concatenate([np.stack([x, np.where(np.arange(len(x)) % 2, .45, .2)], 1), [[.98, -.12], [-.4, -.12]]])
+        x = np.linspace(-0.4, 0.98, 2 * int(v[0]))
+        return np.concatenate(
+            [np.stack([x, np.where(np.arange(len(x)) % 2, 0.45, 0.2)], 1), [[0.98, -0.12], [-0.4, -0.12]]]
+        )
     return np.array(v).reshape(-1, 2)
 
-def draw_mask(parts:list[list[str]], rng:np.random.Generator, size:int) -> np.ndarray:
+
+def draw_mask(parts: list[list[str]], rng: np.random.Generator, size: int) -> np.ndarray:
     "Outline of a glyph with random pose and shape, as coverage 0-255 `[size,size]`."
-    angle, flip = rng.normal(0, .17), rng.choice([-1, 1])
-    stretch = rng.uniform(.8, 1., 2)
-    M = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])*stretch[:, None]*[[flip], [1]]
-    n = 3*size
-    img = Image.new('L', (n, n)); draw = ImageDraw.Draw(img)
+    angle, flip = rng.normal(0, 0.17), rng.choice([-1, 1])
+    stretch = rng.uniform(0.8, 1.0, 2)
+    M = (
+        np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        * stretch[:, None]
+        * [[flip], [1]]
+    )
+    n = 3 * size
+    img = Image.new('L', (n, n))
+    draw = ImageDraw.Draw(img)
     for part in parts:
-        p = _polygon(part)*rng.uniform(.9, 1.1) + rng.normal(0, .02, 2)
-        draw.polygon([tuple(q) for q in (np.clip(p @ M*.85, -1, 1) + 1)*(n - 1)/2], fill=255)
+        p = _polygon(part) * rng.uniform(0.9, 1.1) + rng.normal(0, 0.02, 2)
+        draw.polygon([tuple(q) for q in (np.clip(p @ M * 0.85, -1, 1) + 1) * (n - 1) / 2], fill=255)
     return np.asarray(img.resize((size, size), Image.BOX))
 
 # %% ../../nbs/data/30_assets.ipynb #f4c034e0
 PATTERNS = ('stripes', 'checks', 'dots', 'clouds', 'gradient', 'speckle')
 
-def _clouds(rng:np.random.Generator, size:tuple[int,int], cells:int) -> np.ndarray:
+
+def _clouds(rng: np.random.Generator, size: tuple[int, int], cells: int) -> np.ndarray:
     "Smooth noise in 0-1 `[H,W]`: random values on a coarse grid, enlarged."
     h, w = size
-    grid = Image.fromarray((rng.random((cells + 1, cells + 1))*255).astype(np.uint8))
-    return np.asarray(grid.resize((w, h), Image.BICUBIC), dtype=np.float32)/255
+    grid = Image.fromarray((rng.random((cells + 1, cells + 1)) * 255).astype(np.uint8))
+    return np.asarray(grid.resize((w, h), Image.BICUBIC), dtype=np.float32) / 255
 
-def _pattern(kind:str, rng:np.random.Generator, size:tuple[int,int]) -> np.ndarray:
+
+def _pattern(kind: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     "One of `PATTERNS` at a random scale and angle, `[H,W]` in 0-1."
-    y, x = np.mgrid[0:size[0], 0:size[1]].astype(np.float32)/max(size)
+    y, x = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32) / max(size)
     a, f, phase = rng.uniform(0, np.pi), rng.uniform(3, 10), rng.uniform(0, 6.3)
-    u, v = np.cos(a)*x + np.sin(a)*y, np.cos(a)*y - np.sin(a)*x
-    wave = lambda z: np.sin(2*np.pi*f*z + phase)
-    return {'stripes': lambda: wave(u) > 0, 'checks': lambda: wave(u)*wave(v) > 0, 'dots': lambda: wave(u)*wave(v) > .4, 'clouds': lambda: _clouds(rng, size, int(f)),
-            'gradient': lambda: (u - u.min())/(np.ptp(u) + 1e-6), 'speckle': lambda: rng.random(size) < .3}[kind]().astype(np.float32)
+    u, v = np.cos(a) * x + np.sin(a) * y, np.cos(a) * y - np.sin(a) * x
+    wave = lambda z: np.sin(2 * np.pi * f * z + phase)
+    return {
+        'stripes': lambda: wave(u) > 0,
+        'checks': lambda: wave(u) * wave(v) > 0,
+        'dots': lambda: wave(u) * wave(v) > 0.4,
+        'clouds': lambda: _clouds(rng, size, int(f)),
+        'gradient': lambda: (u - u.min()) / (np.ptp(u) + 1e-6),
+        'speckle': lambda: rng.random(size) < 0.3,
+    }[kind]().astype(np.float32)
 
-def texture(rng:np.random.Generator, size:tuple[int,int], hue:float|None=None, pattern:str|None=None,
-            saturation:tuple[float,float]=(.5, 1.)) -> np.ndarray:
+
+def texture(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    hue: float | None = None,
+    pattern: str | None = None,
+    saturation: tuple[float, float] = (0.5, 1.0),
+) -> np.ndarray:
     "A random texture of a given or random hue (0-1) and pattern, float32 `[H,W,3]` in 0-1."
     hue, pattern = rng.random() if hue is None else hue, pattern or PATTERNS[rng.integers(6)]
-    c1, c2 = (np.array(hsv_to_rgb(((hue + d) % 1, rng.uniform(*saturation), v))) for d, v in ((0, rng.uniform(.65, 1)), (rng.uniform(-.1, .1), rng.uniform(.2, .6))))
+    c1, c2 = (
+        np.array(hsv_to_rgb(((hue + d) % 1, rng.uniform(*saturation), v)))
+        for d, v in ((0, rng.uniform(0.65, 1)), (rng.uniform(-0.1, 0.1), rng.uniform(0.2, 0.6)))
+    )
     m = _pattern(pattern, rng, size)[..., None]
-    return np.clip(c1*(1 - m) + c2*m + rng.normal(0, .02, (*size, 1)), 0, 1).astype(np.float32)
+    return np.clip(c1 * (1 - m) + c2 * m + rng.normal(0, 0.02, (*size, 1)), 0, 1).astype(np.float32)
 
 # %% ../../nbs/data/30_assets.ipynb #04031aec
 RECIPES = '''class sub f0 f1 contour depth rate slope formant noise n0 n1 env e0 e1
@@ -188,216 +225,347 @@ sheep         bleat   300 450  vibrato .08 9   .5  1100 .12 1500 4000 am .8 1.2
 thunderstorm  roll    25  40   flat    0   1   .3  0    .95 30  300  am .25 .5
 '''  # the four of AVSBench-Robust, which no class of the bank makes
 
+
 @lru_cache
-def recipes(unseen:bool=False) -> pd.DataFrame:
+def recipes(unseen: bool = False) -> pd.DataFrame:
     "The table of sounds: a row a sub-type; or that of the sounds that no class makes."
     return pd.read_csv(io.StringIO(UNSEEN_RECIPES if unseen else RECIPES), sep=r'\s+')
 
+
 @lru_cache
-def _recipe(row:int, unseen:bool=False) -> Any:
+def _recipe(row: int, unseen: bool = False) -> Any:
     "One row, its columns as attributes."
     return next(recipes(unseen).iloc[[row]].itertuples(index=False))
 
 # %% ../../nbs/data/30_assets.ipynb #c17d94b4
-def _contour(kind:str, depth:float, rate:float, t:np.ndarray, rng:np.random.Generator) -> np.ndarray:
+def _contour(kind: str, depth: float, rate: float, t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     "Pitch in octaves above the base over time."
-    p = (t*rate + rng.random()) % 1
-    if kind == 'steps': return depth*rng.choice([-1, -.5, 0, .5, 1], size=int(t[-1]*rate) + 3)[(t*rate + rng.random()).astype(int)]
-    shapes = {'flat': lambda: 0*t, 'vibrato': lambda: np.sin(2*np.pi*p), 'fall': lambda: .5 - p, 'rise': lambda: p - .5,
-              'arch': lambda: np.sin(np.pi*p) - .5, 'twotone': lambda: (p > .5)*1.}
-    return depth*shapes[kind]()
+    p = (t * rate + rng.random()) % 1
+    if kind == 'steps':
+        return (
+            depth
+            * rng.choice([-1, -0.5, 0, 0.5, 1], size=int(t[-1] * rate) + 3)[
+                (t * rate + rng.random()).astype(int)
+            ]
+        )
+    shapes = {
+        'flat': lambda: 0 * t,
+        'vibrato': lambda: np.sin(2 * np.pi * p),
+        'fall': lambda: 0.5 - p,
+        'rise': lambda: p - 0.5,
+        'arch': lambda: np.sin(np.pi * p) - 0.5,
+        'twotone': lambda: (p > 0.5) * 1.0,
+    }
+    return depth * shapes[kind]()
 
-def _envelope(kind:str, rate:float, t:np.ndarray, rng:np.random.Generator) -> np.ndarray:
+
+def _envelope(kind: str, rate: float, t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     "Loudness over time in 0-1."
-    p = (t*rate + rng.random()) % 1
-    return {'steady': lambda: 1 + 0*t, 'pluck': lambda: np.exp(-4*p)*np.minimum(1, p*40), 'am': lambda: np.sin(np.pi*p)**.7}[kind]()
+    p = (t * rate + rng.random()) % 1
+    return {
+        'steady': lambda: 1 + 0 * t,
+        'pluck': lambda: np.exp(-4 * p) * np.minimum(1, p * 40),
+        'am': lambda: np.sin(np.pi * p) ** 0.7,
+    }[kind]()
 
-def synthesise(recipe:Any, rng:np.random.Generator, seconds:float) -> np.ndarray:
+
+def synthesise(recipe: Any, rng: np.random.Generator, seconds: float) -> np.ndarray:
     "One recording by a row of `recipes()`: float32 `[S]` at 16 kHz with RMS 0.1."
-    n, hold = int(seconds*SAMPLE_RATE), 8  # pitch and loudness change every 0.5 ms
-    t = np.arange(n//hold + 1)*hold/SAMPLE_RATE
-    f = rng.uniform(recipe.f0, recipe.f1)*2.**_contour(recipe.contour, recipe.depth, recipe.rate*rng.uniform(.9, 1.1), t, rng)
-    k = np.arange(1, max(2, int(7000/f.max())))[:40]
-    a = k**-recipe.slope*(1 + 4*np.exp(-((k*f.mean() - recipe.formant)/(.35*recipe.formant))**2) if recipe.formant else 1)
-    table = np.zeros(513, complex); table[k] = a*np.exp(1j*rng.uniform(0, 6.3, len(k)))  # one period, by its partials
-    tone = fft.irfft(table).astype(np.float32)[(np.cumsum(np.repeat(f*1024/SAMPLE_RATE, hold)[:n])).astype(np.int64) & 1023]
-    low, high = (int(b*n/SAMPLE_RATE) + 1 for b in (recipe.n0, recipe.n1))
-    spectrum = np.zeros(n//2 + 1, np.complex64); spectrum[low:high] = rng.standard_normal((high - low, 2), np.float32).view(np.complex64)[:, 0]
+    n, hold = int(seconds * SAMPLE_RATE), 8  # pitch and loudness change every 0.5 ms
+    t = np.arange(n // hold + 1) * hold / SAMPLE_RATE
+    f = rng.uniform(recipe.f0, recipe.f1) * 2.0 ** _contour(
+        recipe.contour, recipe.depth, recipe.rate * rng.uniform(0.9, 1.1), t, rng
+    )
+    k = np.arange(1, max(2, int(7000 / f.max())))[:40]
+    a = k**-recipe.slope * (
+        1 + 4 * np.exp(-(((k * f.mean() - recipe.formant) / (0.35 * recipe.formant)) ** 2))
+        if recipe.formant
+        else 1
+    )
+    table = np.zeros(513, complex)
+    table[k] = a * np.exp(1j * rng.uniform(0, 6.3, len(k)))  # one period, by its partials
+    tone = fft.irfft(table).astype(np.float32)[
+        (np.cumsum(np.repeat(f * 1024 / SAMPLE_RATE, hold)[:n])).astype(np.int64) & 1023
+    ]
+    low, high = (int(b * n / SAMPLE_RATE) + 1 for b in (recipe.n0, recipe.n1))
+    spectrum = np.zeros(n // 2 + 1, np.complex64)
+    spectrum[low:high] = rng.standard_normal((high - low, 2), np.float32).view(np.complex64)[:, 0]
     noise = fft.irfft(spectrum, n)
-    w = (1 - recipe.noise)/(tone.std() + 1e-9)*tone + recipe.noise/(noise.std() + 1e-9)*noise
-    w *= np.repeat(_envelope(recipe.env, rng.uniform(recipe.e0, recipe.e1), t, rng).astype(np.float32), hold)[:n]
-    return w*np.float32(.1/(np.sqrt(np.dot(w, w)/n) + 1e-9))
+    w = (1 - recipe.noise) / (tone.std() + 1e-9) * tone + recipe.noise / (noise.std() + 1e-9) * noise
+    w *= np.repeat(_envelope(recipe.env, rng.uniform(recipe.e0, recipe.e1), t, rng).astype(np.float32), hold)[
+        :n
+    ]
+    return w * np.float32(0.1 / (np.sqrt(np.dot(w, w) / n) + 1e-9))
 
 # %% ../../nbs/data/30_assets.ipynb #4017ed87
 class ProceduralBank:
     "Drawn objects and synthesised sounds, sixteen classes, without any file."
-    name = 'procedural'
-    def __init__(self): self.labels, self.shapes = _parse_glyphs()
-    @property
-    def key(self) -> str: return content_hash([GLYPHS, RECIPES, UNSEEN_RECIPES])
 
-    def cutout(self, split:str, label:int, rng:np.random.Generator, size:int) -> np.ndarray:
+    name = 'procedural'
+
+    def __init__(self):
+        self.labels, self.shapes = _parse_glyphs()
+
+    @property
+    def key(self) -> str:
+        return content_hash([GLYPHS, RECIPES, UNSEEN_RECIPES])
+
+    def cutout(self, split: str, label: int, rng: np.random.Generator, size: int) -> np.ndarray:
         "RGBA `[size,size,4]` of one object."
         alpha = draw_mask(self.shapes[label], rng, size)
-        edge = ndimage.uniform_filter(alpha.astype(np.float32), max(2, size//20))/255
-        hue, pattern = (.618*label + rng.normal(0, .03)) % 1, PATTERNS[(label + 2*rng.integers(2)) % 6]
-        rgb = texture(rng, (size, size), hue, pattern)*np.clip(.35 + .65*edge, 0, 1)[..., None]
-        return np.concatenate([(rgb*255).astype(np.uint8), alpha[..., None]], -1)
+        edge = ndimage.uniform_filter(alpha.astype(np.float32), max(2, size // 20)) / 255
+        hue, pattern = (0.618 * label + rng.normal(0, 0.03)) % 1, PATTERNS[(label + 2 * rng.integers(2)) % 6]
+        rgb = texture(rng, (size, size), hue, pattern) * np.clip(0.35 + 0.65 * edge, 0, 1)[..., None]
+        return np.concatenate([(rgb * 255).astype(np.uint8), alpha[..., None]], -1)
 
-    def background(self, split:str, rng:np.random.Generator, size:tuple[int,int]) -> np.ndarray:
+    def background(self, split: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         "A textured ground with clutter: random polygons that belong to no class, uint8 `[H,W,3]`."
-        img = Image.fromarray((texture(rng, size, saturation=(0, .3))*255).astype(np.uint8)); draw = ImageDraw.Draw(img)
+        img = Image.fromarray((texture(rng, size, saturation=(0, 0.3)) * 255).astype(np.uint8))
+        draw = ImageDraw.Draw(img)
         for _ in range(rng.integers(2, 6)):
-            centre, r = rng.random(2)*size[::-1], rng.uniform(.05, .15)*max(size)
-            draw.polygon([tuple(centre + r*rng.normal(0, 1, 2)) for _ in range(rng.integers(3, 6))], fill=tuple(rng.integers(0, 256, 3).tolist()))
+            centre, r = rng.random(2) * size[::-1], rng.uniform(0.05, 0.15) * max(size)
+            draw.polygon(
+                [tuple(centre + r * rng.normal(0, 1, 2)) for _ in range(rng.integers(3, 6))],
+                fill=tuple(rng.integers(0, 256, 3).tolist()),
+            )
         return np.asarray(img)
 
-    def photo(self, split:str, label:int, rng:np.random.Generator, size:tuple[int,int]) -> tuple[np.ndarray, np.ndarray]:
+    def photo(
+        self, split: str, label: int, rng: np.random.Generator, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         "One object on a ground: picture `[H,W,3]` and mask `[H,W]`."
         img, mask = self.background(split, rng, size).copy(), np.zeros(size, bool)
-        n = int(min(size)*rng.uniform(.5, .95))
+        n = int(min(size) * rng.uniform(0.5, 0.95))
         y, x = rng.integers(0, size[0] - n + 1), rng.integers(0, size[1] - n + 1)
         paste(img, mask[None], 0, self.cutout(split, label, rng, n), y, x)
         return img, mask
 
-    def sound(self, split:str, label:int, rng:np.random.Generator, seconds:float) -> np.ndarray:
+    def sound(self, split: str, label: int, rng: np.random.Generator, seconds: float) -> np.ndarray:
         "A recording of a random sub-type; in the split 'unseen' `label` is a row of `recipes(unseen=True)`."
-        return synthesise(_recipe(label, True) if split == 'unseen' else _recipe(3*label + rng.integers(3)), rng, seconds)
+        return synthesise(
+            _recipe(label, True) if split == 'unseen' else _recipe(3 * label + rng.integers(3)), rng, seconds
+        )
 
 # %% ../../nbs/data/30_assets.ipynb #fba2e894
-def paste(img:np.ndarray,  # `[H,W,3]`, changed in place
-          masks:np.ndarray,  # bool `[N,H,W]`, changed in place
-          which:int,  # whose mask the cut-out belongs to
-          rgba:np.ndarray,  # `[h,w,4]`
-          y:int, x:int  # upper left corner; may lie outside
-         ) -> None:
+def paste(
+    img: np.ndarray,  # `[H,W,3]`, changed in place
+    masks: np.ndarray,  # bool `[N,H,W]`, changed in place
+    which: int,  # whose mask the cut-out belongs to
+    rgba: np.ndarray,  # `[h,w,4]`
+    y: int,
+    x: int,  # upper left corner; may lie outside
+) -> None:
     "Lay a cut-out over a picture; it occludes what is there."
-    H, W = img.shape[:2]; h, w = rgba.shape[:2]
+    H, W = img.shape[:2]
+    h, w = rgba.shape[:2]
     y0, y1, x0, x1 = max(y, 0), min(y + h, H), max(x, 0), min(x + w, W)
-    if y0 >= y1 or x0 >= x1: return
-    part = rgba[y0 - y:y1 - y, x0 - x:x1 - x]
-    a = part[..., 3:].astype(np.float32)/255
-    img[y0:y1, x0:x1] = (img[y0:y1, x0:x1]*(1 - a) + part[..., :3]*a).astype(np.uint8)
+    if y0 >= y1 or x0 >= x1:
+        return
+    part = rgba[y0 - y : y1 - y, x0 - x : x1 - x]
+    a = part[..., 3:].astype(np.float32) / 255
+    img[y0:y1, x0:x1] = (img[y0:y1, x0:x1] * (1 - a) + part[..., :3] * a).astype(np.uint8)
     solid = part[..., 3] > 127
     masks[:, y0:y1, x0:x1] &= ~solid
     masks[which, y0:y1, x0:x1] |= solid
 
 # %% ../../nbs/data/30_assets.ipynb #f9314ab8
 VOC_CLASSES = {  # name in the tables: (object name of AVSBench-Semantic, broad group)
-    'aeroplane': ('airplane', 'device'), 'bird': ('bird', 'animal'), 'car': ('car', 'device'), 'cat': ('cat', 'animal'),
-    'cow': ('cow', 'animal'), 'dog': ('dog', 'animal'), 'person': ('person', 'human'), 'sheep': ('sheep', 'animal'), 'train': ('train', 'device')}
+    'aeroplane': ('airplane', 'device'),
+    'bird': ('bird', 'animal'),
+    'car': ('car', 'device'),
+    'cat': ('cat', 'animal'),
+    'cow': ('cow', 'animal'),
+    'dog': ('dog', 'animal'),
+    'person': ('person', 'human'),
+    'sheep': ('sheep', 'animal'),
+    'train': ('train', 'device'),
+}
 
-def _table(root:Path, name:str, columns:Sequence[str]) -> pd.DataFrame:
+
+def _table(root: Path, name: str, columns: Sequence[str]) -> pd.DataFrame:
     "One of the bank's CSV files, its columns checked."
-    path = root/name
-    check(path.is_file(), f'{path}: not found; a VOC x ESC folder holds photos.csv, sounds.csv and classes.csv (see its README).')
-    try: table = pd.read_csv(path, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as e: raise InputError(f'{path}: not a readable CSV file ({e}).') from e
+    path = root / name
+    check(
+        path.is_file(),
+        f'{path}: not found; a VOC x ESC folder holds photos.csv, sounds.csv and classes.csv (see its README).',
+    )
+    try:
+        table = pd.read_csv(path, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as e:
+        raise InputError(f'{path}: not a readable CSV file ({e}).') from e
     missing = [c for c in columns if c not in table]
-    check(not missing, f'{path}: column {missing[0] if missing else ""} is missing; found {", ".join(table.columns)}.')
+    check(
+        not missing,
+        f'{path}: column {missing[0] if missing else ""} is missing; found {", ".join(table.columns)}.',
+    )
     return table
 
-def fill_void(mask:np.ndarray) -> np.ndarray:
+
+def fill_void(mask: np.ndarray) -> np.ndarray:
     "Give each pixel of value 255 the label of the nearest pixel that has one."
     void = mask == 255
-    if not void.any() or void.all(): return np.where(void, 0, mask)
+    if not void.any() or void.all():
+        return np.where(void, 0, mask)
     return mask[tuple(ndimage.distance_transform_edt(void, return_distances=False, return_indices=True))]
 
 # %% ../../nbs/data/30_assets.ipynb #e706650f
 class VocEscBank:
     "Real photographs with masks and real recordings, nine classes; `InputError` when the folder is not such a bank."
+
     name = 'voc_esc'
-    def __init__(self, root:str|Path|None=None):
+
+    def __init__(self, root: str | Path | None = None):
         root = Path(root) if root else find_shared('voc_esc')
-        check(root is not None, 'VOC x ESC is not here: give its folder (--data), or put it at data/voc_esc in the checkout.')
+        check(
+            root is not None,
+            'VOC x ESC is not here: give its folder (--data), or put it at data/voc_esc in the checkout.',
+        )
         self.root = root
         classes = _table(root, 'classes.csv', ('name', 'voc_id'))
         unknown_names = set(classes.name) - set(VOC_CLASSES)
-        check(not unknown_names, f'{root/"classes.csv"}: unknown class {", ".join(sorted(unknown_names))}; expected {", ".join(VOC_CLASSES)}.')
+        check(
+            not unknown_names,
+            f'{root / "classes.csv"}: unknown class {", ".join(sorted(unknown_names))}; expected {", ".join(VOC_CLASSES)}.',
+        )
         self.voc_name, self.voc_id = list(classes.name), [int(v) for v in classes.voc_id]
         self.labels = [Label(VOC_CLASSES[n][0], n, VOC_CLASSES[n][1]) for n in self.voc_name]
         self._read_tables()
 
     def _read_tables(self):
         "Which photograph and which recording serves which split and class."
-        photos = _table(self.root, 'photos.csv', ('id', 'source', 'split', 'core_classes', 'tiny_core_classes', 'duplicate_of'))
+        photos = _table(
+            self.root,
+            'photos.csv',
+            ('id', 'source', 'split', 'core_classes', 'tiny_core_classes', 'duplicate_of'),
+        )
         sounds = _table(self.root, 'sounds.csv', ('file', 'voc_class', 'split', 'best_second'))
         photos = photos[(photos.duplicate_of == '') & (photos.tiny_core_classes == '')]
         sounds = sounds[sounds.split.isin(SPLITS)]
-        self.photos = {(s, i): list(zip(g.source, g.id)) for i, n in enumerate(self.voc_name) for s, g in photos[photos.core_classes == n].groupby('split')}
-        self.grounds = {s: list(zip(g.source, g.id)) for s, g in photos[photos.core_classes == ''].groupby('split')}
-        self.sounds = {(s, i): list(zip(g.file, g.best_second)) for i, n in enumerate(self.voc_name) for s, g in sounds[sounds.voc_class == n].groupby('split')}
+        self.photos = {
+            (s, i): list(zip(g.source, g.id))
+            for i, n in enumerate(self.voc_name)
+            for s, g in photos[photos.core_classes == n].groupby('split')
+        }
+        self.grounds = {
+            s: list(zip(g.source, g.id)) for s, g in photos[photos.core_classes == ''].groupby('split')
+        }
+        self.sounds = {
+            (s, i): list(zip(g.file, g.best_second))
+            for i, n in enumerate(self.voc_name)
+            for s, g in sounds[sounds.voc_class == n].groupby('split')
+        }
 
     @property
-    def key(self) -> str: return content_hash([sorted((k, v) for k, v in t.items()) for t in (self.photos, self.grounds, self.sounds)])
+    def key(self) -> str:
+        return content_hash(
+            [sorted((k, v) for k, v in t.items()) for t in (self.photos, self.grounds, self.sounds)]
+        )
 
-    def _pick(self, table:dict, key, rng:np.random.Generator):
+    def _pick(self, table: dict, key, rng: np.random.Generator):
         check(bool(table.get(key)), f'{self.root}: no asset of class and split {key}.')
         return table[key][rng.integers(len(table[key]))]
 
     @lru_cache(maxsize=2048)
-    def _load(self, source:str, name:str, longest:int=240) -> tuple[Image.Image, Image.Image]:
+    def _load(self, source: str, name: str, longest: int = 240) -> tuple[Image.Image, Image.Image]:
         "Photograph and mask, reduced once to `longest` pixels."
-        photo, mask = self.root/'photos'/source/f'{name}.jpg', self.root/'masks'/source/f'{name}.png'
-        try: img, m = Image.open(photo).convert('RGB'), Image.open(mask)
-        except OSError as e: raise InputError(f'{photo if not photo.exists() else mask}: cannot be read as a picture ({e}).') from e
-        check(img.size == m.size, f'{mask}: is {m.size[0]}x{m.size[1]}, its photo {img.size[0]}x{img.size[1]}.')
-        s = min(1., longest/max(img.size)); size = [max(1, round(s*n)) for n in img.size]
-        return img.resize(size, Image.BILINEAR, reducing_gap=2.), m.resize(size, Image.NEAREST)
+        photo, mask = (
+            self.root / 'photos' / source / f'{name}.jpg',
+            self.root / 'masks' / source / f'{name}.png',
+        )
+        try:
+            img, m = Image.open(photo).convert('RGB'), Image.open(mask)
+        except OSError as e:
+            raise InputError(
+                f'{photo if not photo.exists() else mask}: cannot be read as a picture ({e}).'
+            ) from e
+        check(
+            img.size == m.size, f'{mask}: is {m.size[0]}x{m.size[1]}, its photo {img.size[0]}x{img.size[1]}.'
+        )
+        s = min(1.0, longest / max(img.size))
+        size = [max(1, round(s * n)) for n in img.size]
+        return img.resize(size, Image.BILINEAR, reducing_gap=2.0), m.resize(size, Image.NEAREST)
 
-    def _crop(self, img:Image.Image, m:Image.Image, size:tuple[int,int], rng:np.random.Generator, keep:np.ndarray|None) -> tuple[np.ndarray, np.ndarray]:
+    def _crop(
+        self,
+        img: Image.Image,
+        m: Image.Image,
+        size: tuple[int, int],
+        rng: np.random.Generator,
+        keep: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         "A random crop of the wanted aspect, around pixel `keep` when given, resized to `size`; flipped half of the time."
-        w, h = img.size; H, W = size
-        s = min(w/W, h/H)*rng.uniform(.8, 1.)
-        cw, ch = s*W, s*H
-        x, y = (rng.uniform(0, w - cw), rng.uniform(0, h - ch)) if keep is None else (np.clip(keep[1] - cw*rng.uniform(.35, .65), 0, w - cw), np.clip(keep[0] - ch*rng.uniform(.35, .65), 0, h - ch))
+        w, h = img.size
+        H, W = size
+        s = min(w / W, h / H) * rng.uniform(0.8, 1.0)
+        cw, ch = s * W, s * H
+        x, y = (
+            (rng.uniform(0, w - cw), rng.uniform(0, h - ch))
+            if keep is None
+            else (
+                np.clip(keep[1] - cw * rng.uniform(0.35, 0.65), 0, w - cw),
+                np.clip(keep[0] - ch * rng.uniform(0.35, 0.65), 0, h - ch),
+            )
+        )
         box = (x, y, x + cw, y + ch)
-        a, b = np.asarray(img.resize((W, H), Image.BILINEAR, box=box)), np.asarray(m.resize((W, H), Image.NEAREST, box=box))
-        return (a[:, ::-1], b[:, ::-1]) if rng.random() < .5 else (a, b)
+        a, b = (
+            np.asarray(img.resize((W, H), Image.BILINEAR, box=box)),
+            np.asarray(m.resize((W, H), Image.NEAREST, box=box)),
+        )
+        return (a[:, ::-1], b[:, ::-1]) if rng.random() < 0.5 else (a, b)
 
-    def photo(self, split:str, label:int, rng:np.random.Generator, size:tuple[int,int]) -> tuple[np.ndarray, np.ndarray]:
+    def photo(
+        self, split: str, label: int, rng: np.random.Generator, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         "A crop around the object: picture `[H,W,3]` and mask `[H,W]`."
         img, m = self._load(*self._pick(self.photos, (split, label), rng))
         where = np.argwhere(np.asarray(m) == self.voc_id[label])
         a, b = self._crop(img, m, size, rng, where.mean(0) if len(where) else None)
         return np.ascontiguousarray(a), fill_void(b) == self.voc_id[label]
 
-    def background(self, split:str, rng:np.random.Generator, size:tuple[int,int]) -> np.ndarray:
+    def background(self, split: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         "A photograph that shows none of the sounding classes."
         img, m = self._load(*self._pick(self.grounds, split, rng))
         return np.ascontiguousarray(self._crop(img, m, size, rng, None)[0])
 
-    def cutout(self, split:str, label:int, rng:np.random.Generator, size:int) -> np.ndarray:
+    def cutout(self, split: str, label: int, rng: np.random.Generator, size: int) -> np.ndarray:
         "RGBA of the largest connected piece of the object, its longer side `size`."
         img, m = self._load(*self._pick(self.photos, (split, label), rng))
         mask = fill_void(np.asarray(m)) == self.voc_id[label]
         parts, n = ndimage.label(mask)
-        if n > 1: mask = parts == 1 + np.argmax(ndimage.sum_labels(mask, parts, range(1, n + 1)))
+        if n > 1:
+            mask = parts == 1 + np.argmax(ndimage.sum_labels(mask, parts, range(1, n + 1)))
         ys, xs = ndimage.find_objects(mask.astype(int))[0] if mask.any() else (slice(0, 1), slice(0, 1))
-        rgba = Image.fromarray(np.dstack([np.asarray(img), mask.astype(np.uint8)*255])[ys, xs])
-        s = size/max(rgba.size)
-        rgba = np.asarray(rgba.resize([max(1, round(s*n)) for n in rgba.size], Image.BILINEAR))
-        return np.ascontiguousarray(rgba[:, ::-1] if rng.random() < .5 else rgba)
+        rgba = Image.fromarray(np.dstack([np.asarray(img), mask.astype(np.uint8) * 255])[ys, xs])
+        s = size / max(rgba.size)
+        rgba = np.asarray(rgba.resize([max(1, round(s * n)) for n in rgba.size], Image.BILINEAR))
+        return np.ascontiguousarray(rgba[:, ::-1] if rng.random() < 0.5 else rgba)
 
     @lru_cache(maxsize=2048)
-    def _wave(self, file:str) -> np.ndarray:
-        w = read_audio(self.root/file).mean(0).numpy()
+    def _wave(self, file: str) -> np.ndarray:
+        w = read_audio(self.root / file).mean(0).numpy()
         return w - w.mean()
 
-    def sound(self, split:str, label:int, rng:np.random.Generator, seconds:float) -> np.ndarray:
+    def sound(self, split: str, label: int, rng: np.random.Generator, seconds: float) -> np.ndarray:
         "The loudest second of a recording, again and again from slightly different starts, so that no second is silent; RMS 0.1."
         file, best = self._pick(self.sounds, (split, label), rng)
-        w, n, step = self._wave(file), int(seconds*SAMPLE_RATE), int(.96*SAMPLE_RATE)
-        starts = np.clip((float(best or 0) + rng.uniform(-.15, .15, n//step + 1))*SAMPLE_RATE, 0, max(0, len(w) - step)).astype(int)
-        w = np.resize(np.concatenate([w[s:s + step] for s in starts]), n)
-        return (w*.1/(np.sqrt((w**2).mean()) + 1e-6)).astype(np.float32)
+        w, n, step = self._wave(file), int(seconds * SAMPLE_RATE), int(0.96 * SAMPLE_RATE)
+        starts = np.clip(
+            (float(best or 0) + rng.uniform(-0.15, 0.15, n // step + 1)) * SAMPLE_RATE,
+            0,
+            max(0, len(w) - step),
+        ).astype(int)
+        w = np.resize(np.concatenate([w[s : s + step] for s in starts]), n)
+        return (w * 0.1 / (np.sqrt((w**2).mean()) + 1e-6)).astype(np.float32)
 
 # %% ../../nbs/data/30_assets.ipynb #565d2d03
 @lru_cache
-def open_bank(name:str,  # 'procedural' or 'voc_esc'
-              root:str|None=None  # the folder of 'voc_esc'; found when not given
-             ) -> Bank:
+def open_bank(
+    name: str,  # 'procedural' or 'voc_esc'
+    root: str | None = None,  # the folder of 'voc_esc'; found when not given
+) -> Bank:
     "The bank of that name."
-    if name == 'procedural': return ProceduralBank()
-    if name == 'voc_esc': return VocEscBank(root)
+    if name == 'procedural':
+        return ProceduralBank()
+    if name == 'voc_esc':
+        return VocEscBank(root)
     raise unknown('bank', name, ('procedural', 'voc_esc'))

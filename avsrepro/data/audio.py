@@ -27,177 +27,232 @@ from ..core.paths import atomic_path
 # %% ../../nbs/data/10_audio.ipynb #ee5db5a0
 SAMPLE_RATE = 16_000  # Hz, of every sound inside the project
 
-def resample(wav:Tensor,  # [..., S]
-             rate:int,  # Hz, of `wav`
-             target:int=SAMPLE_RATE  # Hz, of the result
-            ) -> Tensor:  # [..., ceil(S * target / rate)]
+
+def resample(
+    wav: Tensor,  # [..., S]
+    rate: int,  # Hz, of `wav`
+    target: int = SAMPLE_RATE,  # Hz, of the result
+) -> Tensor:  # [..., ceil(S * target / rate)]
     "Band-limited resampling; differentiable except between rates whose reduced ratio has terms in the thousands."
     check(rate > 0 and target > 0, f'sample rates must be positive, found {rate} and {target} Hz.')
-    if rate == target: return wav
+    if rate == target:
+        return wav
     up, down = target // math.gcd(rate, target), rate // math.gcd(rate, target)
-    if up * down < 2e7: return AF.resample(wav, rate, target)
+    if up * down < 2e7:
+        return AF.resample(wav, rate, target)
     out = scipy.signal.resample_poly(wav.detach().cpu().double().numpy(), up, down, axis=-1)
     return torch.from_numpy(out).to(wav)
 
 # %% ../../nbs/data/10_audio.ipynb #2552502e
-def _missing_bytes(path:Path) -> int:
+def _missing_bytes(path: Path) -> int:
     "Bytes of samples that a WAV file's header announces and the file does not hold; 0 for streams of unstated length and other formats."
     size = path.stat().st_size
     with open(path, 'rb') as f:
-        if f.read(4) != b'RIFF': return 0
+        if f.read(4) != b'RIFF':
+            return 0
         at = 12
         while at + 8 <= size:
             f.seek(at)
             name, length = struct.unpack('<4sI', f.read(8))
-            if name == b'data': return 0 if length >= 0x7ffff000 else max(0, at + 8 + length - size)
+            if name == b'data':
+                return 0 if length >= 0x7FFFF000 else max(0, at + 8 + length - size)
             at += 8 + length + length % 2
     return 0
 
 # %% ../../nbs/data/10_audio.ipynb #6b9cea08
-def _decode(path:Path) -> tuple[np.ndarray, int]:
+def _decode(path: Path) -> tuple[np.ndarray, int]:
     "Samples `[S,C]` as float32 and their rate; `InputError` for anything that is not a complete sound file."
     check(path.is_file(), f'{path}: no such sound file; expected WAV or FLAC.')
     try:
-        with soundfile.SoundFile(path) as f: data, rate, stated = f.read(dtype='float32', always_2d=True), f.samplerate, f.frames
+        with soundfile.SoundFile(path) as f:
+            data, rate, stated = f.read(dtype='float32', always_2d=True), f.samplerate, f.frames
     except (soundfile.SoundFileError, RuntimeError, MemoryError) as e:
-        raise InputError(f'{path}: cannot be read as sound ({e}); expected a complete WAV or FLAC file.') from e
+        raise InputError(
+            f'{path}: cannot be read as sound ({e}); expected a complete WAV or FLAC file.'
+        ) from e
     missing = _missing_bytes(path)
-    check(not missing, f'{path}: the file is truncated, {missing} bytes of samples are missing; expected a complete WAV file.')
-    check(len(data) == stated, f'{path}: the file is truncated, {len(data)} of {stated} samples could be read.')
+    check(
+        not missing,
+        f'{path}: the file is truncated, {missing} bytes of samples are missing; expected a complete WAV file.',
+    )
+    check(
+        len(data) == stated, f'{path}: the file is truncated, {len(data)} of {stated} samples could be read.'
+    )
     check(len(data) > 0, f'{path}: the file holds no samples; expected at least one.')
     check(bool(np.isfinite(data).all()), f'{path}: holds NaN or infinite samples; expected finite values.')
     return data, rate
 
 # %% ../../nbs/data/10_audio.ipynb #b91bc64b
-def read_audio(path:str|Path  # WAV or FLAC, any rate, sample width and number of channels
-              ) -> Tensor:  # float32 [C,S] in -1..1 at 16 kHz
+def read_audio(
+    path: str | Path,  # WAV or FLAC, any rate, sample width and number of channels
+) -> Tensor:  # float32 [C,S] in -1..1 at 16 kHz
     "Read a sound file. Raises `InputError`, naming the file, when it is missing, truncated, empty, not sound, or holds NaN."
     data, rate = _decode(Path(path))
     wav = torch.from_numpy(np.ascontiguousarray(data.T))
     return resample(wav, rate).clamp_(-1, 1)
 
-def to_mono(wav:Tensor  # [S] or [..., C, S]
-           ) -> Tensor:  # [S] or [..., S]
+
+def to_mono(
+    wav: Tensor,  # [S] or [..., C, S]
+) -> Tensor:  # [S] or [..., S]
     "The mean over channels; a sound without a channel axis is returned as it is."
     return wav if wav.ndim == 1 else wav.mean(-2)
 
 # %% ../../nbs/data/10_audio.ipynb #6bb29032
-def write_audio(path:str|Path, wav:Tensor, sample_rate:int=SAMPLE_RATE, sync:bool=True) -> Path:
+def write_audio(path: str | Path, wav: Tensor, sample_rate: int = SAMPLE_RATE, sync: bool = True) -> Path:
     "Write `wav` (`[S]` or `[C,S]`, clipped to -1..1) as a 16-bit PCM WAV, completely or not at all."
-    check(wav.ndim in (1, 2) and wav.numel() > 0, f'{path}: expected a sound [S] or [C,S] with at least one sample, found shape {tuple(wav.shape)}.')
+    check(
+        wav.ndim in (1, 2) and wav.numel() > 0,
+        f'{path}: expected a sound [S] or [C,S] with at least one sample, found shape {tuple(wav.shape)}.',
+    )
     check(bool(torch.isfinite(wav).all()), f'{path}: not written, the sound holds NaN or infinite samples.')
     pcm = (wav.detach().cpu().double() * 32768).round().clamp(-32768, 32767).short()
-    with atomic_path(path, sync) as tmp: soundfile.write(tmp, pcm.numpy().T, sample_rate, subtype='PCM_16', format='WAV')
+    with atomic_path(path, sync) as tmp:
+        soundfile.write(tmp, pcm.numpy().T, sample_rate, subtype='PCM_16', format='WAV')
     return Path(path)
 
 # %% ../../nbs/data/10_audio.ipynb #b82a4587
 @lru_cache
 def vggish_filters() -> np.ndarray:
     "The float64 `[257,64]` matrix from FFT magnitudes (512 points, 16 kHz) to VGGish's mel bands: HTK scale, unnormalised, 125-7500 Hz, no DC."
-    mel = lambda f: 1127*np.log1p(np.asarray(f)/700)
-    edges, bins = np.linspace(mel(125), mel(7500), 66), mel(np.linspace(0, SAMPLE_RATE/2, 257))[:, None]
+    mel = lambda f: 1127 * np.log1p(np.asarray(f) / 700)
+    edges, bins = np.linspace(mel(125), mel(7500), 66), mel(np.linspace(0, SAMPLE_RATE / 2, 257))[:, None]
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    bank = np.maximum(0, np.minimum((bins - low)/(centre - low), (high - bins)/(high - centre)))
+    bank = np.maximum(0, np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)))
     bank[0] = 0
     return bank
 
 # %% ../../nbs/data/10_audio.ipynb #345e80bf
-def _float(wav:Tensor) -> Tensor:
-    check(wav.is_floating_point() and wav.shape[-1] > 0, f'expected a float sound [..., S] in -1..1 with S > 0, found {wav.dtype} {tuple(wav.shape)}.')
+def _float(wav: Tensor) -> Tensor:
+    check(
+        wav.is_floating_point() and wav.shape[-1] > 0,
+        f'expected a float sound [..., S] in -1..1 with S > 0, found {wav.dtype} {tuple(wav.shape)}.',
+    )
     return wav if wav.dtype == torch.float64 else wav.float()
 
-def _double(wav:Tensor) -> Tensor:
+
+def _double(wav: Tensor) -> Tensor:
     "In float64 on devices that have it."
     return wav if wav.device.type == 'mps' else wav.double()
 
-def log_mel(wav:Tensor,  # float [S] or [B,S] (any leading axes), in -1..1
-            sample_rate:int=SAMPLE_RATE,  # Hz; anything but 16 kHz is resampled
-            max_examples:int|None=None  # keep at most so many examples
-           ) -> Tensor:  # [T,1,96,64] or [B,T,1,96,64]
+
+def log_mel(
+    wav: Tensor,  # float [S] or [B,S] (any leading axes), in -1..1
+    sample_rate: int = SAMPLE_RATE,  # Hz; anything but 16 kHz is resampled
+    max_examples: int | None = None,  # keep at most so many examples
+) -> Tensor:  # [T,1,96,64] or [B,T,1,96,64]
     "VGGish log-mel examples of 0.96 s: differentiable, on the device of `wav`. Source: VGGish, reference facts section 2."
     wav = resample(_float(wav), sample_rate)
     with torch.autocast(wav.device.type, enabled=False):
-        frames = F.pad(_double(wav), (0, max(0, 15_600 - wav.shape[-1]))).unfold(-1, 400, 160)  # [..., N, 400]
-        frames = frames[..., :frames.shape[-2] // 96 * 96, :]
-        if max_examples is not None: frames = frames[..., :96*max_examples, :]
+        frames = F.pad(_double(wav), (0, max(0, 15_600 - wav.shape[-1]))).unfold(
+            -1, 400, 160
+        )  # [..., N, 400]
+        frames = frames[..., : frames.shape[-2] // 96 * 96, :]
+        if max_examples is not None:
+            frames = frames[..., : 96 * max_examples, :]
         window = torch.hann_window(400, dtype=torch.float64).to(frames)
         spectrum = torch.fft.rfft(frames * window, 512).abs()
-        mel = spectrum @ torch.from_numpy(vggish_filters()).to(spectrum)                      # [..., N, 64]
+        mel = spectrum @ torch.from_numpy(vggish_filters()).to(spectrum)  # [..., N, 64]
         return rearrange((mel + 0.01).log().to(wav.dtype), '... (t n) m -> ... t 1 n m', n=96)
 
 # %% ../../nbs/data/10_audio.ipynb #99aad2ba
-def fit_examples(mel:Tensor,  # [..., T0,C,96,64]
-                 T:int,  # examples wanted
-                 pad:str='repeat'  # 'repeat' the last example (S4, MS3) or append 'zero' examples (AVSS)
-                ) -> Tensor:  # [..., T,C,96,64]
+def fit_examples(
+    mel: Tensor,  # [..., T0,C,96,64]
+    T: int,  # examples wanted
+    pad: str = 'repeat',  # 'repeat' the last example (S4, MS3) or append 'zero' examples (AVSS)
+) -> Tensor:  # [..., T,C,96,64]
     "Cut or fill a clip's examples to `T`."
     check(pad in ('repeat', 'zero'), f"unknown padding '{pad}'; known: repeat, zero.")
-    check(mel.ndim >= 4 and mel.shape[-4] > 0, f'expected log-mel examples [..., T,C,96,64] with T > 0, found {tuple(mel.shape)}.')
+    check(
+        mel.ndim >= 4 and mel.shape[-4] > 0,
+        f'expected log-mel examples [..., T,C,96,64] with T > 0, found {tuple(mel.shape)}.',
+    )
     mel = mel[..., :T, :, :, :]
     missing = T - mel.shape[-4]
-    if not missing: return mel
+    if not missing:
+        return mel
     last = mel[..., -1:, :, :, :]
     fill = last if pad == 'repeat' else torch.zeros_like(last)
     return torch.cat([mel, fill.expand(*mel.shape[:-4], missing, *mel.shape[-3:])], -4)
 
 # %% ../../nbs/data/10_audio.ipynb #1e31151a
-def robust_log_mel(wav:Tensor,  # float [S] or [B,S] (any leading axes), mono, in -1..1
-                   sample_rate:int=SAMPLE_RATE  # Hz
-                  ) -> Tensor:  # [5,1,96,64] or [B,5,1,96,64]
+def robust_log_mel(
+    wav: Tensor,  # float [S] or [B,S] (any leading axes), mono, in -1..1
+    sample_rate: int = SAMPLE_RATE,  # Hz
+) -> Tensor:  # [5,1,96,64] or [B,5,1,96,64]
     "The log-mels of the AVSBench-Robust negatives; sounds are cut or zero-padded to 5 s. Source: reference facts sections 1.5 and 2."
     wav = resample(_float(wav), sample_rate, 22_050)
-    wav = F.pad(wav, (0, 110_250 - wav.shape[-1]))                                            # negative padding cuts
+    wav = F.pad(wav, (0, 110_250 - wav.shape[-1]))  # negative padding cuts
     parts = rearrange(wav, '... (t s) -> (... t) s', t=5)
-    bank = AF.melscale_fbanks(513, 0., 11_025., 64, 22_050, norm='slaney', mel_scale='slaney').to(parts)
+    bank = AF.melscale_fbanks(513, 0.0, 11_025.0, 64, 22_050, norm='slaney', mel_scale='slaney').to(parts)
     with torch.autocast(wav.device.type, enabled=False):
         window = torch.hann_window(1024, dtype=wav.dtype, device=wav.device)
-        power = torch.stft(parts, 1024, 512, window=window, center=True, pad_mode='constant', return_complex=True).abs()**2
-        db = 10*torch.log10((power.mT @ bank).clamp(min=1e-10))                               # [N, 44, 64]
+        power = (
+            torch.stft(
+                parts, 1024, 512, window=window, center=True, pad_mode='constant', return_complex=True
+            ).abs()
+            ** 2
+        )
+        db = 10 * torch.log10((power.mT @ bank).clamp(min=1e-10))  # [N, 44, 64]
         db = torch.maximum(db, db.amax((-2, -1), keepdim=True) - 80)
         std, mean = torch.std_mean(db, (-2, -1), correction=0, keepdim=True)
-        live = torch.where(db.amax((-2, -1), keepdim=True) > db.amin((-2, -1), keepdim=True), (db - mean)/std.clamp(min=1e-12), db)
+        live = torch.where(
+            db.amax((-2, -1), keepdim=True) > db.amin((-2, -1), keepdim=True),
+            (db - mean) / std.clamp(min=1e-12),
+            db,
+        )
     return F.pad(live, (0, 0, 0, 52)).view(*wav.shape[:-1], 5, 1, 96, 64)
 
 # %% ../../nbs/data/10_audio.ipynb #5ff7041a
-def brownian_noise(samples:int,  # S
-                   generator:torch.Generator,  # where the randomness comes from; the noise is made on its device
-                   channels:int|None=None,  # C independent channels; None for none
-                   sample_rate:int=SAMPLE_RATE,  # Hz
-                   lowest:float=20.  # Hz; no energy below
-                  ) -> Tensor:  # float32 [S] or [C,S], peak 1 per channel
+def brownian_noise(
+    samples: int,  # S
+    generator: torch.Generator,  # where the randomness comes from; the noise is made on its device
+    channels: int | None = None,  # C independent channels; None for none
+    sample_rate: int = SAMPLE_RATE,  # Hz
+    lowest: float = 20.0,  # Hz; no energy below
+) -> Tensor:  # float32 [S] or [C,S], peak 1 per channel
     "Brownian (red) noise: power falls with the square of the frequency; each channel's largest magnitude is 1."
     check(samples > 0, f'expected a positive number of samples, found {samples}.')
     shape = (samples,) if channels is None else (channels, samples)
-    n = max(samples, 64 * math.ceil(sample_rate/lowest/64))                                   # room for at least one bin above `lowest`
+    n = max(samples, 64 * math.ceil(sample_rate / lowest / 64))  # room for at least one bin above `lowest`
     white = torch.randn(*shape[:-1], n, generator=generator, device=generator.device)
-    f = torch.fft.rfftfreq(n, 1/sample_rate, device=white.device)
-    red = torch.fft.irfft(torch.fft.rfft(white) * torch.where(f >= lowest, 1/f.clamp(min=lowest), 0.), n)[..., :samples]
+    f = torch.fft.rfftfreq(n, 1 / sample_rate, device=white.device)
+    red = torch.fft.irfft(torch.fft.rfft(white) * torch.where(f >= lowest, 1 / f.clamp(min=lowest), 0.0), n)[
+        ..., :samples
+    ]
     return red / red.abs().amax(-1, keepdim=True)
 
 # %% ../../nbs/data/10_audio.ipynb #baf19436
-def _span(noise:Tensor, samples:int) -> Tensor:
+def _span(noise: Tensor, samples: int) -> Tensor:
     check(noise.shape[-1] > 0, 'the noise holds no samples; expected at least one.')
-    return noise.repeat(*[1]*(noise.ndim - 1), -(-samples // noise.shape[-1]))[..., :samples]
+    return noise.repeat(*[1] * (noise.ndim - 1), -(-samples // noise.shape[-1]))[..., :samples]
 
-def mix(wav:Tensor,  # [..., S]
-        noise:Tensor,  # [..., N], tiled or cut to S; leading axes broadcast
-        scale:float=0.1  # SDAVS section IV-D
-       ) -> Tensor:  # [..., S]
+
+def mix(
+    wav: Tensor,  # [..., S]
+    noise: Tensor,  # [..., N], tiled or cut to S; leading axes broadcast
+    scale: float = 0.1,  # SDAVS section IV-D
+) -> Tensor:  # [..., S]
     "`wav + scale * noise` over the whole span."
     return wav + scale * _span(noise, wav.shape[-1])
 
 # %% ../../nbs/data/10_audio.ipynb #f4c57b8f
-def mix_at_snr(wav:Tensor,  # [..., S]
-               noise:Tensor,  # [..., N], tiled or cut to S
-               snr_db:float  # 10 log10 of the ratio of mean powers
-              ) -> Tensor:  # [..., S]
+def mix_at_snr(
+    wav: Tensor,  # [..., S]
+    noise: Tensor,  # [..., N], tiled or cut to S
+    snr_db: float,  # 10 log10 of the ratio of mean powers
+) -> Tensor:  # [..., S]
     "Add noise so that the mean powers of `wav` and noise over the last axis are `snr_db` apart."
     noise = _span(noise, wav.shape[-1])
     signal, power = wav.square().mean(-1, keepdim=True), noise.square().mean(-1, keepdim=True)
-    check(bool((signal > 0).all() and (power > 0).all()), 'a signal-to-noise ratio needs a sound and a noise that are not silent.')
-    return wav + noise * (signal / power * 10**(-snr_db/10)).sqrt()
+    check(
+        bool((signal > 0).all() and (power > 0).all()),
+        'a signal-to-noise ratio needs a sound and a noise that are not silent.',
+    )
+    return wav + noise * (signal / power * 10 ** (-snr_db / 10)).sqrt()
 
-def silence(seconds:float, sample_rate:int=SAMPLE_RATE, channels:int|None=None) -> Tensor:
+
+def silence(seconds: float, sample_rate: int = SAMPLE_RATE, channels: int | None = None) -> Tensor:
     "Digital silence, float32 `[S]` or `[channels,S]`."
-    samples = round(seconds*sample_rate)
+    samples = round(seconds * sample_rate)
     return torch.zeros((samples,) if channels is None else (channels, samples))

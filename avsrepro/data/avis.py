@@ -35,35 +35,46 @@ from .audio import SAMPLE_RATE, log_mel, read_audio, to_mono, write_audio
 from .layouts import SPLITS, Clip, ClipFiles, decode_frame
 
 # %% ../../nbs/data/24_avis.ipynb #12a07c21
-def encode_mask(mask:np.ndarray) -> dict|None:
+def encode_mask(mask: np.ndarray) -> dict | None:
     "Run-length code of a mask bool `[H,W]`; None for an empty one."
     return rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8)) if mask.any() else None
+
 
 @dataclass(eq=False)
 class Tracks:
     "Instances of one video, true or predicted. `rles[n][t]` is a run-length code, or None where instance n is absent or silent."
-    rles: list[list[dict|None]]  # [N][T]
-    labels: np.ndarray           # int64 [N], class ids from 1
-    scores: np.ndarray           # float64 [N], confidence; 1 for the truth
-    length: int                  # T
-    size: tuple[int, int]        # H, W
 
-    def __len__(self) -> int: return len(self.rles)
+    rles: list[list[dict | None]]  # [N][T]
+    labels: np.ndarray  # int64 [N], class ids from 1
+    scores: np.ndarray  # float64 [N], confidence; 1 for the truth
+    length: int  # T
+    size: tuple[int, int]  # H, W
+
+    def __len__(self) -> int:
+        return len(self.rles)
 
     @classmethod
-    def from_masks(cls, masks:np.ndarray, labels:Sequence[int], scores:Sequence[float]|None=None) -> 'Tracks':
+    def from_masks(
+        cls, masks: np.ndarray, labels: Sequence[int], scores: Sequence[float] | None = None
+    ) -> 'Tracks':
         "From bool masks `[N,T,H,W]`; instances without a pixel are left out."
         N, T, *size = masks.shape
         keep = [n for n in range(N) if masks[n].any()]
-        return cls([[encode_mask(m) for m in masks[n]] for n in keep], np.array([labels[n] for n in keep], np.int64),
-                   np.array([1. if scores is None else scores[n] for n in keep]), T, tuple(size))
+        return cls(
+            [[encode_mask(m) for m in masks[n]] for n in keep],
+            np.array([labels[n] for n in keep], np.int64),
+            np.array([1.0 if scores is None else scores[n] for n in keep]),
+            T,
+            tuple(size),
+        )
 
     def masks(self) -> np.ndarray:
         "Bool `[N,T,H,W]`."
         out = np.zeros((len(self), self.length, *self.size), bool)
         for n, track in enumerate(self.rles):
             for t, code in enumerate(track):
-                if code is not None: out[n, t] = rle_tools.decode(code)
+                if code is not None:
+                    out[n, t] = rle_tools.decode(code)
         return out
 
     def semantic(self) -> np.ndarray:
@@ -71,181 +82,296 @@ class Tracks:
         out = np.zeros((self.length, *self.size), np.int64)
         for label, track in zip(self.labels, self.rles):
             for t, code in enumerate(track):
-                if code is not None: out[t][rle_tools.decode(code) > 0] = label
+                if code is not None:
+                    out[t][rle_tools.decode(code) > 0] = label
         return out
 
 # %% ../../nbs/data/24_avis.ipynb #e8eaf220
-def split_files(root:str|Path, split:str) -> tuple[Path, Path, Path]:
+def split_files(root: str | Path, split: str) -> tuple[Path, Path, Path]:
     "The annotation file, the folder of frames and the folder of sounds of a split."
     root = Path(root)
-    return root/f'{split}.json', root/split/'JPEGImages', root/split/'WAVAudios'
+    return root / f'{split}.json', root / split / 'JPEGImages', root / split / 'WAVAudios'
 
-def _rows(path:Path, table:Any, name:str, keys:Sequence[str]) -> list[dict]:
+
+def _rows(path: Path, table: Any, name: str, keys: Sequence[str]) -> list[dict]:
     "One list of the annotation file, each entry with its keys."
     rows = table.get(name) if isinstance(table, dict) else None
-    check(isinstance(rows, list), f"{path}: has no list '{name}'; expected YouTube-VIS JSON with videos, categories and annotations.")
+    check(
+        isinstance(rows, list),
+        f"{path}: has no list '{name}'; expected YouTube-VIS JSON with videos, categories and annotations.",
+    )
     for i, row in enumerate(rows):
         lacking = [k for k in keys if not isinstance(row, dict) or k not in row]
-        check(not lacking, f"{path}: {name}[{i}] lacks '{lacking[0] if lacking else ''}'; expected {', '.join(keys)}.")
+        check(
+            not lacking,
+            f"{path}: {name}[{i}] lacks '{lacking[0] if lacking else ''}'; expected {', '.join(keys)}.",
+        )
     return rows
 
-def read_annotations(root:str|Path, split:str) -> tuple[list[dict], list[dict], dict[int, list[dict]]]:
+
+def read_annotations(root: str | Path, split: str) -> tuple[list[dict], list[dict], dict[int, list[dict]]]:
     "Videos, categories (by id) and the annotations of each video id. Raises `InputError` for a file that is missing, damaged, without tracks or inconsistent."
     path = split_files(root, split)[0]
-    try: table = json.loads(path.read_text(encoding='utf-8'))
-    except OSError as e: raise InputError(f'{path}: cannot be read ({e.strerror}); expected the tracks of the {split} split.') from e
-    except ValueError as e: raise InputError(f'{path}: is not complete JSON ({e}).') from e
+    try:
+        table = json.loads(path.read_text(encoding='utf-8'))
+    except OSError as e:
+        raise InputError(
+            f'{path}: cannot be read ({e.strerror}); expected the tracks of the {split} split.'
+        ) from e
+    except ValueError as e:
+        raise InputError(f'{path}: is not complete JSON ({e}).') from e
     videos = _rows(path, table, 'videos', ('id', 'width', 'height', 'file_names'))
     categories = sorted(_rows(path, table, 'categories', ('id', 'name')), key=lambda c: c['id'])
     check(bool(videos), f'{path}: holds no videos; expected at least one.')
-    check(isinstance(table.get('annotations'), list) and bool(table['annotations']), f"{path}: has no tracks; expected 'annotations' with one entry per instance.")
+    check(
+        isinstance(table.get('annotations'), list) and bool(table['annotations']),
+        f"{path}: has no tracks; expected 'annotations' with one entry per instance.",
+    )
     tracks = {v['id']: [] for v in videos}
-    for v in videos: check(bool(v['file_names']), f"{path}: video {v['id']} lists no frames; expected at least one.")
+    for v in videos:
+        check(bool(v['file_names']), f"{path}: video {v['id']} lists no frames; expected at least one.")
     length, known = {v['id']: len(v['file_names']) for v in videos}, {c['id'] for c in categories}
     for i, a in enumerate(_rows(path, table, 'annotations', ('video_id', 'category_id', 'segmentations'))):
-        check(a['video_id'] in tracks, f"{path}: annotations[{i}] belongs to video {a['video_id']}, which is not listed.")
-        check(a['category_id'] in known, f"{path}: annotations[{i}] has category {a['category_id']}, which is not listed.")
+        check(
+            a['video_id'] in tracks,
+            f"{path}: annotations[{i}] belongs to video {a['video_id']}, which is not listed.",
+        )
+        check(
+            a['category_id'] in known,
+            f"{path}: annotations[{i}] has category {a['category_id']}, which is not listed.",
+        )
         n = len(a['segmentations']) if isinstance(a['segmentations'], list) else 0
-        check(n == length[a['video_id']], f"{path}: annotations[{i}] has {n} segmentations; expected {length[a['video_id']]}, one for each frame of its video.")
+        check(
+            n == length[a['video_id']],
+            f"{path}: annotations[{i}] has {n} segmentations; expected {length[a['video_id']]}, one for each frame of its video.",
+        )
         tracks[a['video_id']].append(a)
     return videos, categories, tracks
 
 # %% ../../nbs/data/24_avis.ipynb #1d90b8c6
-def decode_rle(code:dict, size:tuple[int, int], where:str) -> np.ndarray:
+def decode_rle(code: dict, size: tuple[int, int], where: str) -> np.ndarray:
     "Bool `[H,W]`. `InputError`, naming `where`, for a code that is malformed or of another size."
-    good = isinstance(code, dict) and isinstance(code.get('counts'), (str, bytes, list)) and isinstance(code.get('size'), (list, tuple)) and len(code['size']) == 2
+    good = (
+        isinstance(code, dict)
+        and isinstance(code.get('counts'), (str, bytes, list))
+        and isinstance(code.get('size'), (list, tuple))
+        and len(code['size']) == 2
+    )
     check(good, f"{where}: is not a run-length code; expected 'size' and 'counts', or null.")
     h, w = code['size']
-    check((h, w) == tuple(size), f'{where}: the mask is {h}x{w} pixels; expected {size[0]}x{size[1]} like its frame.')
+    check(
+        (h, w) == tuple(size),
+        f'{where}: the mask is {h}x{w} pixels; expected {size[0]}x{size[1]} like its frame.',
+    )
     counts = code['counts'] if isinstance(code['counts'], list) else _runs(code['counts'])
-    good = all(isinstance(c, int) and c >= 0 for c in counts) and sum(counts) == h*w
-    check(good, f'{where}: the run lengths are damaged or do not add up; expected {h*w} pixels in all.')
+    good = all(isinstance(c, int) and c >= 0 for c in counts) and sum(counts) == h * w
+    check(good, f'{where}: the run lengths are damaged or do not add up; expected {h * w} pixels in all.')
     return rle_tools.decode(rle_tools.frPyObjects(dict(size=[h, w], counts=counts), h, w)).astype(bool)
 
-def _runs(text:str|bytes) -> list[int]:
+
+def _runs(text: str | bytes) -> list[int]:
     "The run lengths in a compressed code: numbers of 5 bits a character, lowest first; from the fourth on, differences to the one before the last. [-1] if the text ends inside a number."
     runs, value, bits = [], 0, 0
     for c in text.encode() if isinstance(text, str) else text:
-        value |= (c - 48 & 31) << bits; bits += 5
-        if c - 48 & 32: continue
-        if c - 48 & 16: value -= 1 << bits
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0)); value = bits = 0
+        value |= (c - 48 & 31) << bits
+        bits += 5
+        if c - 48 & 32:
+            continue
+        if c - 48 & 16:
+            value -= 1 << bits
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = bits = 0
     return [-1] if bits else runs
 
 # %% ../../nbs/data/24_avis.ipynb #0bf4d8cb
-def mel_per_second(wav:Tensor,  # [S] at 16 kHz
-                   T:int  # seconds; the sound is cut or filled with silence
-                  ) -> Tensor:  # [T,1,96,64]
+def mel_per_second(
+    wav: Tensor,  # [S] at 16 kHz
+    T: int,  # seconds; the sound is cut or filled with silence
+) -> Tensor:  # [T,1,96,64]
     "One VGGish log-mel example per second, from the start of that second."
-    wav = torch.nn.functional.pad(wav, (0, T*SAMPLE_RATE - wav.shape[-1]))
+    wav = torch.nn.functional.pad(wav, (0, T * SAMPLE_RATE - wav.shape[-1]))
     return rearrange(log_mel(rearrange(wav, '(t s) -> t s', t=T)), 't 1 c n m -> t c n m')
 
 # %% ../../nbs/data/24_avis.ipynb #ef637323
 class AVISData(Sequence):
     "The videos of one split, read on access; `window` reads a part. `ids` in file order, `classes` the names by id, `background` first."
+
     setting = 'avis'
-    def __init__(self, root:str|Path, split:str, size:tuple[int, int]|None=None, classes:Sequence[str]|None=None):
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        size: tuple[int, int] | None = None,
+        classes: Sequence[str] | None = None,
+    ):
         self.root, self.split, self.size = Path(root), split, size
         self.videos, categories, self.tracks = read_annotations(root, split)
         self.path, self._frames, self._sounds = split_files(root, split)
         names = [str(c['name']) for c in categories]
         self.classes = list(classes) if classes else ['background', *names]
         lacking = [n for n in names if n not in self.classes]
-        check(not lacking, f"{self.path}: category '{lacking[0] if lacking else ''}' is none of the given classes.")
+        check(
+            not lacking,
+            f"{self.path}: category '{lacking[0] if lacking else ''}' is none of the given classes.",
+        )
         self._class = {c['id']: self.classes.index(n) for c, n in zip(categories, names)}
         self.ids = [Path(v['file_names'][0]).parent.as_posix() for v in self.videos]
 
-    def __len__(self) -> int: return len(self.videos)
+    def __len__(self) -> int:
+        return len(self.videos)
 
-    def __repr__(self) -> str: return f'AVISData({self.split}, {len(self)} videos, {self.root})'
+    def __repr__(self) -> str:
+        return f'AVISData({self.split}, {len(self)} videos, {self.root})'
 
     @property
-    def num_classes(self) -> int: return len(self.classes)
+    def num_classes(self) -> int:
+        return len(self.classes)
 
-    def length(self, i:int) -> int:
+    def length(self, i: int) -> int:
         "Frames (seconds) of video `i`."
         return len(self.videos[i]['file_names'])
 
-    def raw_paths(self, i:int) -> ClipFiles:
+    def raw_paths(self, i: int) -> ClipFiles:
         "All files of a video but the annotation file of its split."
-        return ClipFiles(tuple(self._frames/n for n in self.videos[i]['file_names']), (None,)*self.length(i), self._sounds/f'{self.ids[i]}.wav')
+        return ClipFiles(
+            tuple(self._frames / n for n in self.videos[i]['file_names']),
+            (None,) * self.length(i),
+            self._sounds / f'{self.ids[i]}.wav',
+        )
 
-    def __getitem__(self, i:int|slice) -> 'Clip|list[Clip]':
-        if isinstance(i, slice): return [self[j] for j in range(*i.indices(len(self)))]
+    def __getitem__(self, i: int | slice) -> 'Clip|list[Clip]':
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
         return self.window(i, 0, self.length(i))
 
 # %% ../../nbs/data/24_avis.ipynb #3c81f3ed
-def _frame(path:Path, stated:tuple[int, int], size:tuple[int, int]|None) -> np.ndarray:
+def _frame(path: Path, stated: tuple[int, int], size: tuple[int, int] | None) -> np.ndarray:
     "One frame uint8 `[H,W,3]`, resized when `size` is given."
-    try: data = path.read_bytes()
-    except OSError as e: raise InputError(f'{path}: cannot be read ({e.strerror}); expected a frame.') from e
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise InputError(f'{path}: cannot be read ({e.strerror}); expected a frame.') from e
     frame = decode_frame(data, path)
-    check(frame.shape[:2] == stated, f'{path}: is {frame.shape[0]}x{frame.shape[1]} pixels; expected {stated[0]}x{stated[1]} as its annotation file says.')
-    return frame if size is None else np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BILINEAR))
+    check(
+        frame.shape[:2] == stated,
+        f'{path}: is {frame.shape[0]}x{frame.shape[1]} pixels; expected {stated[0]}x{stated[1]} as its annotation file says.',
+    )
+    return (
+        frame
+        if size is None
+        else np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BILINEAR))
+    )
 
-def _window(self:AVISData, i:int, start:int, stop:int) -> Clip:
+
+def _window(self: AVISData, i: int, start: int, stop: int) -> Clip:
     "Frames `start` to `stop` of video `i` with their sound; instances that do not sound there are left out."
     video, files = self.videos[i], self.raw_paths(i)
     stated, stop = (video['height'], video['width']), min(stop, self.length(i))
-    check(0 <= start < stop, f'{self.path}: video {self.ids[i]} has {self.length(i)} frames; frames {start} to {stop} were asked for.')
+    check(
+        0 <= start < stop,
+        f'{self.path}: video {self.ids[i]} has {self.length(i)} frames; frames {start} to {stop} were asked for.',
+    )
     frames = np.stack([_frame(p, stated, self.size) for p in files.frames[start:stop]])
     rles, labels, size = [], [], frames.shape[1:3]
     for number, a in enumerate(self.tracks[video['id']]):
         where = f"{self.path}: video {self.ids[i]}, track {a.get('id', number)}"
-        found = [None if s is None else decode_rle(s, stated, f'{where}, frame {t}') for t, s in enumerate(a['segmentations'][start:stop], start)]
-        if self.size: found = [None if m is None else np.asarray(Image.fromarray(m).resize(size[::-1], Image.Resampling.NEAREST)) for m in found]
+        found = [
+            None if s is None else decode_rle(s, stated, f'{where}, frame {t}')
+            for t, s in enumerate(a['segmentations'][start:stop], start)
+        ]
+        if self.size:
+            found = [
+                None
+                if m is None
+                else np.asarray(Image.fromarray(m).resize(size[::-1], Image.Resampling.NEAREST))
+                for m in found
+            ]
         codes = [None if m is None else encode_mask(m) for m in found]
-        if any(codes): rles.append(codes); labels.append(self._class[a['category_id']])
+        if any(codes):
+            rles.append(codes)
+            labels.append(self._class[a['category_id']])
     tracks = Tracks(rles, np.array(labels, np.int64), np.ones(len(rles)), stop - start, size)
-    audio = read_audio(files.audio)[:, start*SAMPLE_RATE:stop*SAMPLE_RATE]
-    info = dict(id=self.ids[i], setting='avis', split=self.split, source=self.path.name, category='_'.join(sorted({self.classes[l] for l in labels})))
-    return Clip(torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), audio, mel_per_second(to_mono(audio), stop - start), torch.from_numpy(tracks.semantic()),
-                torch.ones(stop - start, dtype=torch.bool), tracks, info)
+    audio = read_audio(files.audio)[:, start * SAMPLE_RATE : stop * SAMPLE_RATE]
+    info = dict(
+        id=self.ids[i],
+        setting='avis',
+        split=self.split,
+        source=self.path.name,
+        category='_'.join(sorted({self.classes[l] for l in labels})),
+    )
+    return Clip(
+        torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(),
+        audio,
+        mel_per_second(to_mono(audio), stop - start),
+        torch.from_numpy(tracks.semantic()),
+        torch.ones(stop - start, dtype=torch.bool),
+        tracks,
+        info,
+    )
+
 
 AVISData.window = _window
 
 # %% ../../nbs/data/24_avis.ipynb #431ba11e
-def open_avis(root:str|Path,  # holds <split>.json and the folders <split>
-              split:str,  # train, val, test
-              size:tuple[int, int]|None=None,  # (H, W) to resize to; None keeps the stored size
-              classes:Sequence[str]|None=None  # names by id, background first, to which categories are mapped by name; None numbers them from 1 in the order of their ids
-             ) -> AVISData:
+def open_avis(
+    root: str | Path,  # holds <split>.json and the folders <split>
+    split: str,  # train, val, test
+    size: tuple[int, int] | None = None,  # (H, W) to resize to; None keeps the stored size
+    classes: Sequence[str]
+    | None = None,  # names by id, background first, to which categories are mapped by name; None numbers them from 1 in the order of their ids
+) -> AVISData:
     "A split of AVIS-like data. Clips have `instances` (`Tracks`), and as `target` the classes of what sounds."
-    if split not in SPLITS: raise unknown('split', split, SPLITS)
+    if split not in SPLITS:
+        raise unknown('split', split, SPLITS)
     check(Path(root).is_dir(), f'{root}: no such folder; expected one with {split}.json.')
     check(size is None or len(size) == 2 and min(size) > 0, f'size must be (H, W) in pixels, found {size}.')
     return AVISData(root, split, size, classes)
 
 # %% ../../nbs/data/24_avis.ipynb #d1ddb300
-def write_video(root:str|Path, clip:Clip) -> tuple[dict, list[dict]]:
+def write_video(root: str | Path, clip: Clip) -> tuple[dict, list[dict]]:
     "Write frames and sound of a clip with `instances`; returns its entries for `write_annotations`."
     name, split, tracks = clip.info['id'], clip.info['split'], clip.instances
     check(isinstance(tracks, Tracks), f"clip '{name}': cannot be written as avis, it has no tracks.")
     T, _, H, W = clip.frames.shape
-    check((tracks.length, *tracks.size) == (T, H, W), f"clip '{name}': the tracks are {tracks.length} frames of {tracks.size}; expected {T} of {(H, W)}.")
+    check(
+        (tracks.length, *tracks.size) == (T, H, W),
+        f"clip '{name}': the tracks are {tracks.length} frames of {tracks.size}; expected {T} of {(H, W)}.",
+    )
     _, frames, sounds = split_files(root, split)
     names = [f'{name}/{t:05d}.jpg' for t in range(T)]
     for file, frame in zip(names, clip.frames.permute(0, 2, 3, 1).contiguous().numpy()):
         buffer = io.BytesIO()
         Image.fromarray(frame).save(buffer, 'JPEG', quality=95, subsampling=0)
-        atomic_write(frames/file, buffer.getvalue(), sync=False)
-    write_audio(sounds/f'{name}.wav', clip.audio, sync=False)
+        atomic_write(frames / file, buffer.getvalue(), sync=False)
+    write_audio(sounds / f'{name}.wav', clip.audio, sync=False)
     plain = lambda code: code and dict(size=list(code['size']), counts=code['counts'].decode())
-    return dict(file_names=names, width=W, height=H, length=T), [dict(category_id=int(l), segmentations=list(map(plain, track))) for l, track in zip(tracks.labels, tracks.rles)]
+    return dict(file_names=names, width=W, height=H, length=T), [
+        dict(category_id=int(l), segmentations=list(map(plain, track)))
+        for l, track in zip(tracks.labels, tracks.rles)
+    ]
 
-def write_annotations(root:str|Path, split:str, entries:Iterable[tuple[dict, list[dict]]], classes:Sequence[str]) -> Path:
+
+def write_annotations(
+    root: str | Path, split: str, entries: Iterable[tuple[dict, list[dict]]], classes: Sequence[str]
+) -> Path:
     "Write `<split>.json` for videos written by `write_video`; `classes` by id, background first."
     videos, annotations = [], []
     for video, tracks in entries:
         videos.append(dict(id=len(videos) + 1, **video))
-        for track in tracks: annotations.append(dict(id=len(annotations) + 1, video_id=len(videos), iscrowd=0, **track))
+        for track in tracks:
+            annotations.append(dict(id=len(annotations) + 1, video_id=len(videos), iscrowd=0, **track))
     categories = [dict(id=i, name=n) for i, n in enumerate(classes) if i]
-    return atomic_write(split_files(root, split)[0], json.dumps(dict(videos=videos, categories=categories, annotations=annotations)))
+    return atomic_write(
+        split_files(root, split)[0],
+        json.dumps(dict(videos=videos, categories=categories, annotations=annotations)),
+    )
 
 # %% ../../nbs/data/24_avis.ipynb #e7bab8fe
 @dataclass(frozen=True)
 class AVISConfig:
     "A generated set of long videos: equal configurations give equal files."
+
     bank: str = 'procedural'  # 'procedural' or 'voc_esc'
     frames: int = 60  # T: frames and seconds of a video
     size: int = 128  # height and width of a frame in pixels
@@ -253,112 +379,172 @@ class AVISConfig:
     val: int = 2
     test: int = 24
     objects: tuple[int, int] = (3, 5)  # least and most objects over the whole video
-    twins: float = .35  # chance that an object has the class of an earlier one
-    sounding: float = .45  # chance of an object to sound when its state is drawn
-    change: float = .2  # chance a second that its state is drawn anew
-    hush: float = .15  # share of the video, in stretches of up to five seconds, in which nobody sounds
-    floor: float = .002  # RMS of the white noise under everything
+    twins: float = 0.35  # chance that an object has the class of an earlier one
+    sounding: float = 0.45  # chance of an object to sound when its state is drawn
+    change: float = 0.2  # chance a second that its state is drawn anew
+    hush: float = 0.15  # share of the video, in stretches of up to five seconds, in which nobody sounds
+    floor: float = 0.002  # RMS of the white noise under everything
     seed: int = 0
 
     def __post_init__(self):
         check(self.size >= 16, f'size is {self.size}; a frame needs at least 16 pixels.')
         check(self.frames >= 1, f'frames is {self.frames}; a video needs at least one.')
         check(min(self.train, self.val, self.test) >= 1, 'each split needs at least one video.')
-        check(1 <= self.objects[0] <= self.objects[1], f'objects is {self.objects}; expected the least and the most number, at least 1.')
+        check(
+            1 <= self.objects[0] <= self.objects[1],
+            f'objects is {self.objects}; expected the least and the most number, at least 1.',
+        )
 
-def wander(n:int, T:int, rng:np.random.Generator) -> np.ndarray:
+
+def wander(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
     "Centres of `n` objects over time in 0-1, `[n,T,2]` as (x, y); NaN while an object is away. Object 0 never is."
     t, out = np.arange(T)[:, None], np.empty((n, T, 2))
     for k in range(n):
-        start = -4. if k == 0 else rng.uniform(-.2, .7)*T
-        end = T + 4. if k == 0 else start + max(4., rng.uniform(.3, .8)*T)
-        home, reach, period, phase = rng.uniform(.3, .7, 2), rng.uniform(.05, .25, 2), rng.uniform(15, 40, 2), rng.uniform(0, 6.3, 2)
+        start = -4.0 if k == 0 else rng.uniform(-0.2, 0.7) * T
+        end = T + 4.0 if k == 0 else start + max(4.0, rng.uniform(0.3, 0.8) * T)
+        home, reach, period, phase = (
+            rng.uniform(0.3, 0.7, 2),
+            rng.uniform(0.05, 0.25, 2),
+            rng.uniform(15, 40, 2),
+            rng.uniform(0, 6.3, 2),
+        )
         sides = np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])[rng.integers(0, 4, 2)]
-        entering, leaving = np.clip(1 - (t - start)/3, 0, 1), np.clip(1 - (end - t)/3, 0, 1)
-        place = home + reach*np.sin(2*np.pi*t/period + phase) + entering*sides[0] + leaving*sides[1]
+        entering, leaving = np.clip(1 - (t - start) / 3, 0, 1), np.clip(1 - (end - t) / 3, 0, 1)
+        place = (
+            home + reach * np.sin(2 * np.pi * t / period + phase) + entering * sides[0] + leaving * sides[1]
+        )
         out[k] = np.where((t >= start) & (t <= end), place, np.nan)
     return out
 
 # %% ../../nbs/data/24_avis.ipynb #95677236
-def long_schedule(cfg:AVISConfig, visible:np.ndarray, rng:np.random.Generator) -> np.ndarray:
+def long_schedule(cfg: AVISConfig, visible: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     "Who sounds when, bool `[objects,T]`, given who is visible; at least one object sounds once."
     n, T = visible.shape
     on = np.zeros((n, T), bool)
     for t in range(T):
         fresh = rng.random(n) < (cfg.change if t else 1)
         on[:, t] = np.where(fresh, rng.random(n) < cfg.sounding, on[:, t - 1])
-    span = min(5, max(1, T//4))
-    for _ in range(round(cfg.hush*T/span)):
+    span = min(5, max(1, T // 4))
+    for _ in range(round(cfg.hush * T / span)):
         start = rng.integers(0, T - span + 1)
-        on[:, start:start + span] = False
+        on[:, start : start + span] = False
     on &= visible
-    if not on.any(): on[tuple(np.argwhere(visible)[0])] = True
+    if not on.any():
+        on[tuple(np.argwhere(visible)[0])] = True
     return on
 
-def long_sound(bank:Bank, split:str, labels:Sequence[int], on:np.ndarray, floor:float, rng:np.random.Generator) -> np.ndarray:
+
+def long_sound(
+    bank: Bank, split: str, labels: Sequence[int], on: np.ndarray, floor: float, rng: np.random.Generator
+) -> np.ndarray:
     "The mixture float32 `[T*16000]`, peak at most 1: each object's own recording in the seconds where it sounds, with fades of 5 ms."
     T = on.shape[1]
-    mix = rng.standard_normal(T*SAMPLE_RATE).astype(np.float32)*floor
+    mix = rng.standard_normal(T * SAMPLE_RATE).astype(np.float32) * floor
     for k, label in enumerate(labels):
-        level, recording = 10**(rng.uniform(-3, 3)/20), bank.sound(split, label, rng, T)[:T*SAMPLE_RATE]
-        gate = np.convolve(np.repeat(on[k].astype(np.float32), SAMPLE_RATE), np.ones(80, np.float32)/80, mode='same')
-        mix += recording*gate*level
-    return (mix/max(1., np.abs(mix).max())).astype(np.float32)
+        level, recording = (
+            10 ** (rng.uniform(-3, 3) / 20),
+            bank.sound(split, label, rng, T)[: T * SAMPLE_RATE],
+        )
+        gate = np.convolve(
+            np.repeat(on[k].astype(np.float32), SAMPLE_RATE), np.ones(80, np.float32) / 80, mode='same'
+        )
+        mix += recording * gate * level
+    return (mix / max(1.0, np.abs(mix).max())).astype(np.float32)
 
 # %% ../../nbs/data/24_avis.ipynb #df4d3b14
-def compose_video(cfg:AVISConfig, split:str, index:int, bank:Bank|None=None) -> Clip:
+def compose_video(cfg: AVISConfig, split: str, index: int, bank: Bank | None = None) -> Clip:
     "Video `index` of a split: deterministic in the configuration, the split and the index."
     bank, T, S = bank or open_bank(cfg.bank), cfg.frames, cfg.size
-    see, choose, hear = (rng(cfg.seed, cfg.bank, 'avis', split, index, what) for what in ('see', 'choose', 'hear'))
+    see, choose, hear = (
+        rng(cfg.seed, cfg.bank, 'avis', split, index, what) for what in ('see', 'choose', 'hear')
+    )
     n, labels = int(see.integers(cfg.objects[0], cfg.objects[1] + 1)), []
-    for _ in range(n): labels.append(int(see.choice(labels) if labels and see.random() < cfg.twins else see.integers(len(bank.labels))))
-    pieces = [bank.cutout(split, l, see, int(S*see.uniform(.3, .5))) for l in labels]
+    for _ in range(n):
+        labels.append(
+            int(see.choice(labels) if labels and see.random() < cfg.twins else see.integers(len(bank.labels)))
+        )
+    pieces = [bank.cutout(split, l, see, int(S * see.uniform(0.3, 0.5))) for l in labels]
     frames, masks = np.repeat(bank.background(split, see, (S, S))[None], T, 0), np.zeros((T, n, S, S), bool)
-    centres = wander(n, T, see)*S
+    centres = wander(n, T, see) * S
     for k in see.permutation(n):  # from back to front
         for t in np.flatnonzero(~np.isnan(centres[k, :, 0])):
             (x, y), p = centres[k, t], pieces[k]
-            paste(frames[t], masks[t], k, p, int(y - p.shape[0]/2), int(x - p.shape[1]/2))
-    visible = rearrange(masks, 't n h w -> n t (h w)').mean(-1) > .002
-    on = long_schedule(cfg, visible if visible.any() else rearrange(masks, 't n h w -> n t (h w)').any(-1), choose)
-    tracks = Tracks.from_masks(rearrange(masks, 't n h w -> n t h w') & on[..., None, None], [l + 1 for l in labels])
+            paste(frames[t], masks[t], k, p, int(y - p.shape[0] / 2), int(x - p.shape[1] / 2))
+    visible = rearrange(masks, 't n h w -> n t (h w)').mean(-1) > 0.002
+    on = long_schedule(
+        cfg, visible if visible.any() else rearrange(masks, 't n h w -> n t (h w)').any(-1), choose
+    )
+    tracks = Tracks.from_masks(
+        rearrange(masks, 't n h w -> n t h w') & on[..., None, None], [l + 1 for l in labels]
+    )
     wav = torch.from_numpy(long_sound(bank, split, labels, on, cfg.floor, hear))[None]
-    info = dict(id=f'{cfg.bank}_{split}_{index:05d}', setting='avis', split=split, source=cfg.bank, objects=[bank.labels[l].name for l in labels],
-                on=on.astype(int).tolist(), category='_'.join(sorted({bank.labels[l - 1].name for l in tracks.labels})))
-    return Clip(torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), wav, mel_per_second(wav[0], T), torch.from_numpy(tracks.semantic()),
-                torch.ones(T, dtype=torch.bool), tracks, info)
+    info = dict(
+        id=f'{cfg.bank}_{split}_{index:05d}',
+        setting='avis',
+        split=split,
+        source=cfg.bank,
+        objects=[bank.labels[l].name for l in labels],
+        on=on.astype(int).tolist(),
+        category='_'.join(sorted({bank.labels[l - 1].name for l in tracks.labels})),
+    )
+    return Clip(
+        torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(),
+        wav,
+        mel_per_second(wav[0], T),
+        torch.from_numpy(tracks.semantic()),
+        torch.ones(T, dtype=torch.bool),
+        tracks,
+        info,
+    )
 
 # %% ../../nbs/data/24_avis.ipynb #7f30cbdb
-def avis_key(cfg:AVISConfig) -> str:
+def avis_key(cfg: AVISConfig) -> str:
     "Hash of all that the files of `cfg` depend on: its values, the bank's assets, and the code."
-    return content_hash(dict(config=asdict(cfg), bank=open_bank(cfg.bank).key, code=code_hash('avsrepro.data.avis', 'avsrepro.data.assets', 'avsrepro.data.audio')))
+    return content_hash(
+        dict(
+            config=asdict(cfg),
+            bank=open_bank(cfg.bank).key,
+            code=code_hash('avsrepro.data.avis', 'avsrepro.data.assets', 'avsrepro.data.audio'),
+        )
+    )
 
-def _write(job:tuple[AVISConfig, str, int, str]) -> tuple[tuple[dict, list[dict]], dict]:
+
+def _write(job: tuple[AVISConfig, str, int, str]) -> tuple[tuple[dict, list[dict]], dict]:
     "Compose and write one video; returns its entries and its info."
     torch.set_num_threads(1)
     cfg, split, index, folder = job
     clip = compose_video(cfg, split, index)
     return write_video(folder, clip), clip.info
 
-def write_avis(cfg:AVISConfig, folder:str|Path, jobs:int|None=None, progress:bool=True) -> None:
+
+def write_avis(cfg: AVISConfig, folder: str | Path, jobs: int | None = None, progress: bool = True) -> None:
     "Write all videos of `cfg` and their annotation files into `folder`, with `jobs` processes (default: one a core)."
     work = [(cfg, split, i, str(folder)) for split in SPLITS for i in range(getattr(cfg, split))]
-    jobs = min(jobs or cores(), max(1, len(work)//8))
+    jobs = min(jobs or cores(), max(1, len(work) // 8))
     bar = dict(total=len(work), desc=f'{cfg.bank} avis', unit='video', disable=not progress or None, delay=2)
-    if jobs == 1: done = list(tqdm(map(_write, work), **bar))
+    if jobs == 1:
+        done = list(tqdm(map(_write, work), **bar))
     else:
-        with worker_pool(jobs) as pool: done = list(tqdm(pool.map(_write, work), **bar))
+        with worker_pool(jobs) as pool:
+            done = list(tqdm(pool.map(_write, work), **bar))
     classes = ['background', *(l.name for l in open_bank(cfg.bank).labels)]
-    for split in SPLITS: write_annotations(folder, split, [entry for (entry, _), w in zip(done, work) if w[1] == split], classes)
-    atomic_write(Path(folder)/'scenes.json', json.dumps(dict(config=asdict(cfg), clips=[info for _, info in done])))
+    for split in SPLITS:
+        write_annotations(
+            folder, split, [entry for (entry, _), w in zip(done, work) if w[1] == split], classes
+        )
+    atomic_write(
+        Path(folder) / 'scenes.json', json.dumps(dict(config=asdict(cfg), clips=[info for _, info in done]))
+    )
 
-def make_avis(cfg:AVISConfig, jobs:int|None=None, progress:bool=True) -> Path:
+
+def make_avis(cfg: AVISConfig, jobs: int | None = None, progress: bool = True) -> Path:
     "The folder with the videos of `cfg`, in the cache; made when it is not there. Two processes that ask at once make it once."
-    place = cache_dir('data')/f'{cfg.bank}-avis-{avis_key(cfg)}'
+    place = cache_dir('data') / f'{cfg.bank}-avis-{avis_key(cfg)}'
     with locked(place):
         if not place.exists():
             part = place.with_name(place.name + '.part')
-            shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
             write_avis(cfg, part, jobs, progress)
             publish(part, place)
     return place

@@ -16,104 +16,180 @@ from tqdm import tqdm
 from ..core.errors import InputError
 from .audio import read_audio
 from .avis import open_avis, split_files
-from .layouts import SPLITS, ClipFiles, clip_files, decode_frame, layout_of, read_classes, read_masks, read_table
+from avsrepro.data.layouts import (
+    SPLITS,
+    ClipFiles,
+    clip_files,
+    decode_frame,
+    layout_of,
+    read_classes,
+    read_masks,
+    read_table,
+)
 from .pickles import load_log_mel
 from .vpo import VPO_SETTINGS, read_sample, read_vpo_table, split_of, vpo_classes
 
 # %% ../../nbs/data/25_check.ipynb #35aebe5b
-RELEASED = {'s4': dict(train=3452, val=740, test=740), 'ms3': dict(train=296, val=64, test=64)}  # reference facts 1.1, 1.2
+RELEASED = {
+    's4': dict(train=3452, val=740, test=740),
+    'ms3': dict(train=296, val=64, test=64),
+}  # reference facts 1.1, 1.2
+
 
 @dataclass
 class Report:
     "What `check_dataset` found: `problems` has one sentence per bad file or table row, `notes` what is odd but no error."
-    root: str; setting: str
+
+    root: str
+    setting: str
     counts: dict[str, int] = field(default_factory=dict)  # clips per split, as the table says
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
-    def ok(self) -> bool: return not self.problems
+    def ok(self) -> bool:
+        return not self.problems
 
     def __str__(self) -> str:
-        verdict = 'no problems' if self.ok else f"{len(self.problems)} problem{'s'*(len(self.problems) > 1)}"
+        verdict = (
+            'no problems' if self.ok else f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}"
+        )
         released = RELEASED.get(self.setting, {})
-        counts = [f'  {s:5} {self.counts.get(s, 0):6} clips' + (f' (released: {released[s]})' if s in released else '') for s in SPLITS]
+        counts = [
+            f'  {s:5} {self.counts.get(s, 0):6} clips'
+            + (f' (released: {released[s]})' if s in released else '')
+            for s in SPLITS
+        ]
         more = [f'  and {len(self.problems) - 100} more'] if len(self.problems) > 100 else []
-        return '\n'.join([f'{self.setting} in {self.root}: {verdict}', *counts, *(f'  note: {n}' for n in self.notes), *(f'  {p}' for p in self.problems[:100]), *more])
+        return '\n'.join(
+            [
+                f'{self.setting} in {self.root}: {verdict}',
+                *counts,
+                *(f'  note: {n}' for n in self.notes),
+                *(f'  {p}' for p in self.problems[:100]),
+                *more,
+            ]
+        )
 
 # %% ../../nbs/data/25_check.ipynb #7be9756c
-def _try(read:Callable, *args) -> tuple[object, list[str]]:
+def _try(read: Callable, *args) -> tuple[object, list[str]]:
     "The result and no problem, or None and the problem."
-    try: return read(*args), []
-    except InputError as e: return None, [str(e)]
+    try:
+        return read(*args), []
+    except InputError as e:
+        return None, [str(e)]
 
-def _frame(path:Path):
-    try: return decode_frame(path.read_bytes(), path)
-    except OSError as e: raise InputError(f'{path}: cannot be read ({e.strerror}); expected a frame.') from e
 
-def clip_problems(files:ClipFiles, num_classes:int=1) -> list[str]:
+def _frame(path: Path):
+    try:
+        return decode_frame(path.read_bytes(), path)
+    except OSError as e:
+        raise InputError(f'{path}: cannot be read ({e.strerror}); expected a frame.') from e
+
+
+def clip_problems(files: ClipFiles, num_classes: int = 1) -> list[str]:
     "One sentence for each bad file of a clip."
     problems, size = [], None
     for i, path in enumerate(files.frames):
         frame, wrong = _try(_frame, path)
         if frame is not None:
             size = size or frame.shape[:2]
-            if frame.shape[:2] != size: wrong = [f'{path}: is {frame.shape[0]}x{frame.shape[1]} pixels; expected {size[0]}x{size[1]} like the first frame of its clip.']
+            if frame.shape[:2] != size:
+                wrong = [
+                    f'{path}: is {frame.shape[0]}x{frame.shape[1]} pixels; expected {size[0]}x{size[1]} like the first frame of its clip.'
+                ]
         problems += wrong
     for i, path in enumerate(files.masks):
-        if path is None: continue
-        masks, wrong = _try(read_masks, replace(files, masks=(path,), colours=files.colours[i:i+1]), num_classes)
-        if masks and size and masks[0].shape != size: wrong = [f'{path}: the mask is {masks[0].shape[0]}x{masks[0].shape[1]} pixels; expected {size[0]}x{size[1]} like its frames.']
+        if path is None:
+            continue
+        masks, wrong = _try(
+            read_masks, replace(files, masks=(path,), colours=files.colours[i : i + 1]), num_classes
+        )
+        if masks and size and masks[0].shape != size:
+            wrong = [
+                f'{path}: the mask is {masks[0].shape[0]}x{masks[0].shape[1]} pixels; expected {size[0]}x{size[1]} like its frames.'
+            ]
         problems += wrong
     problems += _try(read_audio, files.audio)[1]
     return problems + (_try(load_log_mel, files.mel)[1] if files.mel is not None else [])
 
 # %% ../../nbs/data/25_check.ipynb #e2ac7a62
-def check_vpo(root:str|Path, setting:str, progress:bool=True) -> Report:
+def check_vpo(root: str | Path, setting: str, progress: bool = True) -> Report:
     "`check_dataset` for VPO: every image, mask and recording that the table names."
     report = Report(str(root), setting)
     rows, wrong = _try(read_vpo_table, root, setting)
     classes, more = _try(vpo_classes, root, setting)
-    if wrong or more: return replace(report, problems=wrong + more)
+    if wrong or more:
+        return replace(report, problems=wrong + more)
     report.counts = dict(Counter(split_of(r[0]) for r in rows))
-    for r in tqdm(rows, desc=f'checking {setting}', delay=2, leave=False, disable=not progress): report.problems += _try(read_sample, root, setting, r, classes)[1]
+    for r in tqdm(rows, desc=f'checking {setting}', delay=2, leave=False, disable=not progress):
+        report.problems += _try(read_sample, root, setting, r, classes)[1]
     return report
 
-def check_avis(root:str|Path, progress:bool=True) -> Report:
+
+def check_avis(root: str | Path, progress: bool = True) -> Report:
     "`check_dataset` for AVIS: annotations, frames and sound of every video of the splits that are there."
     report = Report(str(root), 'avis')
     for split in SPLITS:
-        if not split_files(root, split)[0].is_file(): report.notes.append(f'there is no {split}.json.'); continue
+        if not split_files(root, split)[0].is_file():
+            report.notes.append(f'there is no {split}.json.')
+            continue
         videos, wrong = _try(open_avis, root, split)
         report.problems += wrong
-        if wrong: continue
+        if wrong:
+            continue
         report.counts[split] = len(videos)
-        for i in tqdm(range(len(videos)), desc=f'checking avis {split}', unit='video', delay=2, leave=False, disable=not progress): report.problems += _try(videos.__getitem__, i)[1]
-    if not report.counts and not report.problems: report.problems.append(f'{root}: has none of {", ".join(f"{s}.json" for s in SPLITS)}; expected the annotations of one split at least.')
+        for i in tqdm(
+            range(len(videos)),
+            desc=f'checking avis {split}',
+            unit='video',
+            delay=2,
+            leave=False,
+            disable=not progress,
+        ):
+            report.problems += _try(videos.__getitem__, i)[1]
+    if not report.counts and not report.problems:
+        report.problems.append(
+            f'{root}: has none of {", ".join(f"{s}.json" for s in SPLITS)}; expected the annotations of one split at least.'
+        )
     return report
 
-def check_dataset(root:str|Path,  # as for `open_dataset`
-                  setting:str,  # s4, ms3, avss, vpo-ss, vpo-ms, vpo-msmi, avis
-                  frames:int|None=None,  # frames per clip, for data that differ from the released number
-                  progress:bool=True  # a bar, if it takes longer than two seconds
-                 ) -> Report:
+
+def check_dataset(
+    root: str | Path,  # as for `open_dataset`
+    setting: str,  # s4, ms3, avss, vpo-ss, vpo-ms, vpo-msmi, avis
+    frames: int | None = None,  # frames per clip, for data that differ from the released number
+    progress: bool = True,  # a bar, if it takes longer than two seconds
+) -> Report:
     "Open every file of a data set and report all that is missing or wrong. Raises `InputError` only for an unknown setting."
-    if setting in VPO_SETTINGS: return check_vpo(root, setting, progress)
-    if setting == 'avis': return check_avis(root, progress)
+    if setting in VPO_SETTINGS:
+        return check_vpo(root, setting, progress)
+    if setting == 'avis':
+        return check_avis(root, progress)
     layout, report = layout_of(setting), Report(str(root), setting)
     table, wrong = _try(read_table, root, setting)
-    if wrong: return replace(report, problems=wrong)
+    if wrong:
+        return replace(report, problems=wrong)
     rows, report.problems = table[0], list(table[1])
     classes, wrong = _try(read_classes, root) if setting == 'avss' else (None, [])
     report.problems += wrong
     report.counts = dict(Counter(row['split'] for row in rows))
-    name = Path(root)/layout.folder/layout.table
-    report.problems += [f"{name}: '{key}' is listed {n} times; expected once." for key, n in Counter(row[layout.key] for row in rows).items() if n > 1]
-    has_mels = setting != 'avss' and (Path(root)/layout.folder/f'{setting}_data'/'audio_log_mel').is_dir()
-    if setting != 'avss' and not has_mels: report.notes.append('there is no audio_log_mel folder: log-mels are computed from the sound.')
+    name = Path(root) / layout.folder / layout.table
+    report.problems += [
+        f"{name}: '{key}' is listed {n} times; expected once."
+        for key, n in Counter(row[layout.key] for row in rows).items()
+        if n > 1
+    ]
+    has_mels = (
+        setting != 'avss' and (Path(root) / layout.folder / f'{setting}_data' / 'audio_log_mel').is_dir()
+    )
+    if setting != 'avss' and not has_mels:
+        report.notes.append('there is no audio_log_mel folder: log-mels are computed from the sound.')
     num_classes = 1 if setting != 'avss' else len(classes or range(71))
     for row in tqdm(rows, desc=f'checking {setting}', delay=2, disable=not progress):
         files = clip_files(root, setting, row, frames)
         report.problems += clip_problems(files if has_mels else replace(files, mel=None), num_classes)
-    report.problems = list(dict.fromkeys(report.problems))  # a clip that is listed twice has the same problems twice
+    report.problems = list(
+        dict.fromkeys(report.problems)
+    )  # a clip that is listed twice has the same problems twice
     return report

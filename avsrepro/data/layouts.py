@@ -32,155 +32,255 @@ SETTINGS = ('s4', 'ms3', 'avss')
 SPLITS = ('train', 'val', 'test')
 VOID = 255  # in targets: no ground truth here
 
+
 @dataclass(eq=False)
 class Clip:
     "Some seconds of video: one frame, one log-mel example and one mask per second. `C` is 1 for the mono log-mels of AVSBench."
-    frames: Tensor              # uint8 [T,3,H,W]
-    audio: Tensor               # float32 [C,S] at 16 kHz, in -1..1
-    mel: Tensor                 # float32 [T,1,96,64], VGGish log-mel
-    target: Tensor              # int64 [T,H,W]: 0 background, k class (1 in binary settings), 255 void
-    supervised: Tensor          # bool [T]: the frame has ground truth
-    instances: object = None    # tracks of single objects; none of the settings here has them
+
+    frames: Tensor  # uint8 [T,3,H,W]
+    audio: Tensor  # float32 [C,S] at 16 kHz, in -1..1
+    mel: Tensor  # float32 [T,1,96,64], VGGish log-mel
+    target: Tensor  # int64 [T,H,W]: 0 background, k class (1 in binary settings), 255 void
+    supervised: Tensor  # bool [T]: the frame has ground truth
+    instances: object = None  # tracks of single objects; none of the settings here has them
     info: dict = field(default_factory=dict)  # id, setting, split, category, source
 
 # %% ../../nbs/data/20_layouts.ipynb #1f6b8731
 @dataclass(frozen=True)
 class Layout:
     "The table of a setting: folder below the root, file, all columns, columns that are needed, and the column that names a clip."
-    folder: str; table: str; columns: tuple[str, ...]; needed: tuple[str, ...]; key: str
+
+    folder: str
+    table: str
+    columns: tuple[str, ...]
+    needed: tuple[str, ...]
+    key: str
+
 
 LAYOUTS = {
-    's4': Layout('Single-source', 's4_meta_data.csv', ('name', 'start', 'category', 'split'), ('name', 'category', 'split'), 'name'),
+    's4': Layout(
+        'Single-source',
+        's4_meta_data.csv',
+        ('name', 'start', 'category', 'split'),
+        ('name', 'category', 'split'),
+        'name',
+    ),
     'ms3': Layout('Multi-sources', 'ms3_meta_data.csv', ('name', 'split'), ('name', 'split'), 'name'),
-    'avss': Layout('', 'metadata.csv', ('vid', 'uid', 's_min', 's_max', 'a_obj', 'split', 'label'), ('vid', 'uid', 'a_obj', 'split', 'label'), 'uid')}
+    'avss': Layout(
+        '',
+        'metadata.csv',
+        ('vid', 'uid', 's_min', 's_max', 'a_obj', 'split', 'label'),
+        ('vid', 'uid', 'a_obj', 'split', 'label'),
+        'uid',
+    ),
+}
 
 SUBSETS = {'v1s': 5, 'v1m': 5, 'v2': 10}  # of AVSS, with their number of frames
 
-def layout_of(setting:str) -> Layout:
+
+def layout_of(setting: str) -> Layout:
     "The layout of a setting; `InputError` when there is none."
-    if setting not in LAYOUTS: raise unknown('setting', setting, SETTINGS)
+    if setting not in LAYOUTS:
+        raise unknown('setting', setting, SETTINGS)
     return LAYOUTS[setting]
 
 # %% ../../nbs/data/20_layouts.ipynb #a4a92396
 @dataclass(frozen=True)
 class ClipFiles:
     "The paths of one clip. Frames without ground truth have None as mask; settings without log-mel files or videos have None there."
-    frames: tuple[Path, ...]
-    masks: tuple[Path|None, ...]
-    audio: Path
-    mel: Path|None = None
-    video: Path|None = None
-    colours: tuple[Path|None, ...] = ()  # AVSS: the colour version of each mask, read when the index version is missing
 
-def clip_length(setting:str, row:dict) -> int:
+    frames: tuple[Path, ...]
+    masks: tuple[Path | None, ...]
+    audio: Path
+    mel: Path | None = None
+    video: Path | None = None
+    colours: tuple[
+        Path | None, ...
+    ] = ()  # AVSS: the colour version of each mask, read when the index version is missing
+
+
+def clip_length(setting: str, row: dict) -> int:
     "Frames of a released clip: 5, and 10 in the v2 part of AVSS."
     return SUBSETS[row['label']] if setting == 'avss' else 5
 
-def annotated(setting:str, row:dict, t:int) -> bool:
+
+def annotated(setting: str, row: dict, t: int) -> bool:
     "Whether frame `t` (from 0) of the clip has ground truth."
     return t == 0 or row['split'] != 'train' or not (setting == 's4' or row.get('label') == 'v1s')
 
 # %% ../../nbs/data/20_layouts.ipynb #640d3664
-def clip_files(root:str|Path,
-               setting:str,
-               row:dict,  # a row of the setting's table
-               frames:int|None=None  # frames per clip; None for the released number
-              ) -> ClipFiles:
+def clip_files(
+    root: str | Path,
+    setting: str,
+    row: dict,  # a row of the setting's table
+    frames: int | None = None,  # frames per clip; None for the released number
+) -> ClipFiles:
     "All paths of a clip. Source: reference facts sections 1.1-1.3."
-    base, T = Path(root)/layout_of(setting).folder, frames or clip_length(setting, row)
+    base, T = Path(root) / layout_of(setting).folder, frames or clip_length(setting, row)
     has = [annotated(setting, row, t) for t in range(T)]
     if setting == 'avss':
-        clip = base/row['label']/row['uid']
-        per_frame = lambda kind: tuple(clip/kind/f'{t}.png' if has[t] else None for t in range(T))
-        return ClipFiles(tuple(clip/'frames'/f'{t}.jpg' for t in range(T)), per_frame('labels_semantic'), clip/'audio.wav', colours=per_frame('labels_rgb'))
-    data, name, split = base/f'{setting}_data', row['name'], row['split']
-    inside = Path(split)/row['category'] if setting == 's4' else Path(split)
-    if setting == 's4': pictures, stem, video = data/'visual_frames'/inside/name, name, data/'raw_videos'/inside/f'{name}.mp4'
-    else: pictures, stem, video = data/'visual_frames'/name, f'{name}.mp4', data/'raw_videos'/f'{name}.mp4'
-    return ClipFiles(tuple(pictures/f'{stem}_{t+1}.png' for t in range(T)),
-                     tuple(data/'gt_masks'/inside/name/f'{name}_{t+1}.png' if has[t] else None for t in range(T)),
-                     data/'audio_wav'/inside/f'{name}.wav', data/'audio_log_mel'/inside/f'{name}.pkl', video)
+        clip = base / row['label'] / row['uid']
+        per_frame = lambda kind: tuple(clip / kind / f'{t}.png' if has[t] else None for t in range(T))
+        return ClipFiles(
+            tuple(clip / 'frames' / f'{t}.jpg' for t in range(T)),
+            per_frame('labels_semantic'),
+            clip / 'audio.wav',
+            colours=per_frame('labels_rgb'),
+        )
+    data, name, split = base / f'{setting}_data', row['name'], row['split']
+    inside = Path(split) / row['category'] if setting == 's4' else Path(split)
+    if setting == 's4':
+        pictures, stem, video = (
+            data / 'visual_frames' / inside / name,
+            name,
+            data / 'raw_videos' / inside / f'{name}.mp4',
+        )
+    else:
+        pictures, stem, video = (
+            data / 'visual_frames' / name,
+            f'{name}.mp4',
+            data / 'raw_videos' / f'{name}.mp4',
+        )
+    return ClipFiles(
+        tuple(pictures / f'{stem}_{t + 1}.png' for t in range(T)),
+        tuple(
+            data / 'gt_masks' / inside / name / f'{name}_{t + 1}.png' if has[t] else None for t in range(T)
+        ),
+        data / 'audio_wav' / inside / f'{name}.wav',
+        data / 'audio_log_mel' / inside / f'{name}.pkl',
+        video,
+    )
 
 # %% ../../nbs/data/20_layouts.ipynb #af91d64a
-def _row_problem(setting:str, row:dict) -> str|None:
+def _row_problem(setting: str, row: dict) -> str | None:
     "What is wrong with a row, or None."
     parts = {'s4': ('name', 'category'), 'ms3': ('name',), 'avss': ('uid',)}[setting]
     for column in parts:
         value = row.get(column) or ''
-        if not value or value in ('.', '..') or any(c in value for c in '/\\\0'): return f"{column} '{value}' is not a plain file name"
-    if row.get('split') not in SPLITS: return f"split '{row.get('split')}' is not one of {', '.join(SPLITS)}"
-    if setting == 'avss' and row.get('label') not in SUBSETS: return f"label '{row.get('label')}' is not one of {', '.join(SUBSETS)}"
+        if not value or value in ('.', '..') or any(c in value for c in '/\\\0'):
+            return f"{column} '{value}' is not a plain file name"
+    if row.get('split') not in SPLITS:
+        return f"split '{row.get('split')}' is not one of {', '.join(SPLITS)}"
+    if setting == 'avss' and row.get('label') not in SUBSETS:
+        return f"label '{row.get('label')}' is not one of {', '.join(SUBSETS)}"
 
-def read_table(root:str|Path, setting:str) -> tuple[list[dict], list[str]]:
+
+def read_table(root: str | Path, setting: str) -> tuple[list[dict], list[str]]:
     "The usable rows of a setting's table, and one sentence per unusable row. Raises `InputError` when the table is missing or lacks a column."
     layout = layout_of(setting)
-    path = Path(root)/layout.folder/layout.table
-    check(Path(root).is_dir(), f'{root}: no such folder; expected the root of a {setting} data set, which holds {layout.folder or layout.table}.')
-    check(path.is_file(), f'{path}: no such table; the root of a {setting} data set is the folder that holds {Path(layout.folder)/layout.table}.')
+    path = Path(root) / layout.folder / layout.table
+    check(
+        Path(root).is_dir(),
+        f'{root}: no such folder; expected the root of a {setting} data set, which holds {layout.folder or layout.table}.',
+    )
+    check(
+        path.is_file(),
+        f'{path}: no such table; the root of a {setting} data set is the folder that holds {Path(layout.folder) / layout.table}.',
+    )
     try:
-        with open(path, newline='', encoding='utf-8-sig') as f: header, *lines = list(csv.reader(f)) or [[]]
-    except (csv.Error, UnicodeDecodeError, OSError) as e: raise InputError(f'{path}: cannot be read as a CSV table ({e}).') from e
+        with open(path, newline='', encoding='utf-8-sig') as f:
+            header, *lines = list(csv.reader(f)) or [[]]
+    except (csv.Error, UnicodeDecodeError, OSError) as e:
+        raise InputError(f'{path}: cannot be read as a CSV table ({e}).') from e
     header = [h.strip() for h in header]
     lacking = [c for c in layout.needed if c not in header]
-    check(not lacking, f"{path}: lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; expected the header {','.join(layout.columns)}.")
+    check(
+        not lacking,
+        f"{path}: lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; expected the header {','.join(layout.columns)}.",
+    )
     rows, problems = [], []
     for number, line in enumerate(lines, 2):
-        if not line: continue
+        if not line:
+            continue
         row = dict(zip(header, (v.strip() for v in line)))
-        wrong = f'{len(line)} fields under {len(header)} columns' if len(line) != len(header) else _row_problem(setting, row)
-        if wrong: problems.append(f'{path}: line {number}: {wrong}.')
-        else: rows.append(row)
+        wrong = (
+            f'{len(line)} fields under {len(header)} columns'
+            if len(line) != len(header)
+            else _row_problem(setting, row)
+        )
+        if wrong:
+            problems.append(f'{path}: line {number}: {wrong}.')
+        else:
+            rows.append(row)
     return rows, problems
 
 # %% ../../nbs/data/20_layouts.ipynb #8dd6fc32
-def read_classes(root:str|Path) -> list[str]:
+def read_classes(root: str | Path) -> list[str]:
     "The class names of AVSS by class id, `background` first, from the 1-based `label2idx.json`."
-    path = Path(root)/'label2idx.json'
-    try: table = json.loads(path.read_text(encoding='utf-8'))
-    except OSError as e: raise InputError(f'{path}: cannot be read ({e.strerror}); expected the class numbers of AVSS.') from e
-    except ValueError as e: raise InputError(f'{path}: is not JSON ({e}).') from e
-    good = isinstance(table, dict) and table.get('background') == 1 and sorted(map(str, table.values())) == sorted(map(str, range(1, len(table) + 1)))
-    check(good, f'{path}: expected {{"background": 1, name: 2, ...}} with the numbers 1 to the number of classes, each once.')
+    path = Path(root) / 'label2idx.json'
+    try:
+        table = json.loads(path.read_text(encoding='utf-8'))
+    except OSError as e:
+        raise InputError(f'{path}: cannot be read ({e.strerror}); expected the class numbers of AVSS.') from e
+    except ValueError as e:
+        raise InputError(f'{path}: is not JSON ({e}).') from e
+    good = (
+        isinstance(table, dict)
+        and table.get('background') == 1
+        and sorted(map(str, table.values())) == sorted(map(str, range(1, len(table) + 1)))
+    )
+    check(
+        good,
+        f'{path}: expected {{"background": 1, name: 2, ...}} with the numbers 1 to the number of classes, each once.',
+    )
     return sorted(table, key=table.get)
 
 # %% ../../nbs/data/20_layouts.ipynb #3023c2fa
-def _bytes(path:Path, what:str) -> bytes:
-    try: return path.read_bytes()
-    except OSError as e: raise InputError(f'{path}: cannot be read ({e.strerror}); expected {what}.') from e
+def _bytes(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise InputError(f'{path}: cannot be read ({e.strerror}); expected {what}.') from e
 
-def _image(data:bytes, path:Path, what:str) -> Image.Image:
+
+def _image(data: bytes, path: Path, what: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-    except UnidentifiedImageError as e: raise InputError(f'{path}: is not an image; expected {what}.') from e
-    except Exception as e: raise InputError(f'{path}: is damaged ({e}); expected {what}.') from e
+    except UnidentifiedImageError as e:
+        raise InputError(f'{path}: is not an image; expected {what}.') from e
+    except Exception as e:
+        raise InputError(f'{path}: is damaged ({e}); expected {what}.') from e
     return image
 
-def _values(image:Image.Image, path:Path) -> np.ndarray:
+
+def _values(image: Image.Image, path: Path) -> np.ndarray:
     "Stored values `[H,W]` of a one-channel image; palette images give their indices."
-    if len(image.getbands()) == 1: return np.asarray(image).astype(np.int64)
+    if len(image.getbands()) == 1:
+        return np.asarray(image).astype(np.int64)
     rgb = np.asarray(image.convert('RGB')).astype(np.int64)
-    check(bool((rgb == rgb[..., :1]).all()), f'{path}: is a colour image; expected a mask with one value per pixel.')
+    check(
+        bool((rgb == rgb[..., :1]).all()),
+        f'{path}: is a colour image; expected a mask with one value per pixel.',
+    )
     return rgb[..., 0]
 
 # %% ../../nbs/data/20_layouts.ipynb #efc93f44
-def decode_frame(data:bytes, path:Path) -> np.ndarray:
+def decode_frame(data: bytes, path: Path) -> np.ndarray:
     "A frame as uint8 `[H,W,3]`."
     return np.asarray(_image(data, path, 'a frame').convert('RGB'))
 
-def decode_binary(data:bytes, path:Path) -> np.ndarray:
+
+def decode_binary(data: bytes, path: Path) -> np.ndarray:
     "A binary mask as uint8 0/1 `[H,W]`, stored as 1 bit, 0/1 or 0/255."
     values = _values(_image(data, path, 'a mask'), path)
     stored = np.unique(values)
     for one in (1, 255):
-        if np.isin(stored, (0, one)).all(): return (values == one).astype(np.uint8)
-    raise InputError(f'{path}: holds the values {stored[:6].tolist()}; expected a binary mask of 0 and 1 or of 0 and 255.')
+        if np.isin(stored, (0, one)).all():
+            return (values == one).astype(np.uint8)
+    raise InputError(
+        f'{path}: holds the values {stored[:6].tolist()}; expected a binary mask of 0 and 1 or of 0 and 255.'
+    )
 
-def decode_classes(data:bytes, path:Path, num_classes:int) -> np.ndarray:
+
+def decode_classes(data: bytes, path: Path, num_classes: int) -> np.ndarray:
     "A mask of class ids as uint8 `[H,W]`; 255 is void."
     values = _values(_image(data, path, 'a mask of class ids'), path)
     wrong = np.unique(values[(values >= num_classes) & (values != VOID) | (values < 0)])
-    check(not len(wrong), f'{path}: holds the class id{"s" * (len(wrong) > 1)} {wrong[:6].tolist()}; expected 0 to {num_classes - 1}, or 255 for void.')
+    check(
+        not len(wrong),
+        f'{path}: holds the class id{"s" * (len(wrong) > 1)} {wrong[:6].tolist()}; expected 0 to {num_classes - 1}, or 255 for void.',
+    )
     return values.astype(np.uint8)
 
 # %% ../../nbs/data/20_layouts.ipynb #c01d45c8
@@ -188,177 +288,304 @@ def decode_classes(data:bytes, path:Path, num_classes:int) -> np.ndarray:
 def voc_palette() -> np.ndarray:
     "uint8 `[256,3]`: the PASCAL VOC colour of each class id."
     ids = np.arange(256)
-    return np.stack([sum(((ids >> (3*bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)], 1).astype(np.uint8)
+    return np.stack(
+        [sum(((ids >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)], 1
+    ).astype(np.uint8)
 
-def decode_colours(data:bytes, path:Path, num_classes:int) -> np.ndarray:
+
+def decode_colours(data: bytes, path: Path, num_classes: int) -> np.ndarray:
     "A colour mask as uint8 class ids `[H,W]`; unknown colours become 0."
     packed = lambda rgb: rgb.astype(np.int64) @ (65536, 256, 1)
-    codes, known = packed(np.asarray(_image(data, path, 'a colour mask').convert('RGB'))), packed(voc_palette()[:num_classes])
+    codes, known = (
+        packed(np.asarray(_image(data, path, 'a colour mask').convert('RGB'))),
+        packed(voc_palette()[:num_classes]),
+    )
     order = np.argsort(known)
     at = order[np.searchsorted(known, codes, sorter=order).clip(max=num_classes - 1)]
     return np.where(known[at] == codes, at, 0).astype(np.uint8)
 
 # %% ../../nbs/data/20_layouts.ipynb #f7ee7947
-def _decode_all(paths:Iterable[Path], what:str, decode:Callable) -> list[np.ndarray]:
+def _decode_all(paths: Iterable[Path], what: str, decode: Callable) -> list[np.ndarray]:
     "Decode each file; a file equal to the one before is not decoded again."
     out, last = [], None
     for path in paths:
         data = _bytes(path, what)
         out.append(out[-1] if data == last else decode(data, path))
-        check(out[-1].shape[:2] == out[0].shape[:2], f'{path}: is {_hw(out[-1])} pixels; expected {_hw(out[0])} like the first of its clip.')
+        check(
+            out[-1].shape[:2] == out[0].shape[:2],
+            f'{path}: is {_hw(out[-1])} pixels; expected {_hw(out[0])} like the first of its clip.',
+        )
         last = data
     return out
 
-def _hw(array:np.ndarray) -> str: return f'{array.shape[0]}x{array.shape[1]}'
 
-def _resize(array:np.ndarray, size:tuple[int, int]|None, how:int) -> np.ndarray:
-    return array if size is None or array.shape[:2] == tuple(size) else np.asarray(Image.fromarray(array).resize(size[::-1], how))
+def _hw(array: np.ndarray) -> str:
+    return f'{array.shape[0]}x{array.shape[1]}'
 
-def read_masks(files:ClipFiles, num_classes:int=1) -> list[np.ndarray|None]:
+
+def _resize(array: np.ndarray, size: tuple[int, int] | None, how: int) -> np.ndarray:
+    return (
+        array
+        if size is None or array.shape[:2] == tuple(size)
+        else np.asarray(Image.fromarray(array).resize(size[::-1], how))
+    )
+
+
+def read_masks(files: ClipFiles, num_classes: int = 1) -> list[np.ndarray | None]:
     "The masks of a clip, uint8 `[H,W]` as stored; None without ground truth. One class means binary."
     out = []
     for i, path in enumerate(files.masks):
-        if path is None: out.append(None)
-        elif num_classes == 1: out.append(decode_binary(_bytes(path, 'a mask'), path))
-        elif path.is_file() or not files.colours[i].is_file(): out.append(decode_classes(_bytes(path, 'a mask of class ids'), path, num_classes))
-        else: out.append(decode_colours(_bytes(files.colours[i], 'a colour mask'), files.colours[i], num_classes))
+        if path is None:
+            out.append(None)
+        elif num_classes == 1:
+            out.append(decode_binary(_bytes(path, 'a mask'), path))
+        elif path.is_file() or not files.colours[i].is_file():
+            out.append(decode_classes(_bytes(path, 'a mask of class ids'), path, num_classes))
+        else:
+            out.append(
+                decode_colours(_bytes(files.colours[i], 'a colour mask'), files.colours[i], num_classes)
+            )
     return out
 
-def check_sizes(files:ClipFiles, frames:list[np.ndarray], masks:list[np.ndarray|None]) -> None:
+
+def check_sizes(files: ClipFiles, frames: list[np.ndarray], masks: list[np.ndarray | None]) -> None:
     "`InputError` unless each mask is as large as its frame."
     for path, frame, mask in zip(files.masks, frames, masks):
-        if mask is not None: check(mask.shape == frame.shape[:2], f'{path}: the mask is {_hw(mask)} pixels; expected {_hw(frame)} like its frame.')
+        if mask is not None:
+            check(
+                mask.shape == frame.shape[:2],
+                f'{path}: the mask is {_hw(mask)} pixels; expected {_hw(frame)} like its frame.',
+            )
 
 # %% ../../nbs/data/20_layouts.ipynb #8276af98
-def read_frames(files:ClipFiles) -> list[np.ndarray]:
+def read_frames(files: ClipFiles) -> list[np.ndarray]:
     "The frames of a clip, uint8 `[H,W,3]` as stored, all of one size."
     return _decode_all(files.frames, 'a frame', decode_frame)
 
-def read_mel(files:ClipFiles, audio:Tensor, T:int) -> Tensor:
+
+def read_mel(files: ClipFiles, audio: Tensor, T: int) -> Tensor:
     "`[T,1,96,64]`: the shipped log-mel, or the one of the sound; a short one repeats its last example, or is filled with zeros in AVSS."
     stored = files.mel is not None and files.mel.is_file()
     mel = load_log_mel(files.mel) if stored else log_mel(to_mono(audio), max_examples=T)
     return fit_examples(mel, T, 'repeat' if files.mel is not None else 'zero')
 
-def read_clip(root:str|Path, setting:str, row:dict, size:tuple[int, int]|None=None, frames:int|None=None, num_classes:int=1) -> Clip:
+
+def read_clip(
+    root: str | Path,
+    setting: str,
+    row: dict,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    num_classes: int = 1,
+) -> Clip:
     "The clip of a row. Raises `InputError` naming the file that is missing, damaged, of another size, or holds a wrong value."
     files = clip_files(root, setting, row, frames)
     pictures, masks = read_frames(files), read_masks(files, num_classes)
     check_sizes(files, pictures, masks)
     audio, T = read_audio(files.audio), len(pictures)
-    frames = torch.from_numpy(np.stack([_resize(f, size, Image.Resampling.BILINEAR) for f in pictures])).permute(0, 3, 1, 2).contiguous()
+    frames = (
+        torch.from_numpy(np.stack([_resize(f, size, Image.Resampling.BILINEAR) for f in pictures]))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
     target = torch.full((T, *frames.shape[-2:]), VOID, dtype=torch.int64)
     for t, mask in enumerate(masks):
-        if mask is not None: target[t] = torch.from_numpy(_resize(mask, size, Image.Resampling.NEAREST).astype(np.int64))
-    info = dict(id=row[layout_of(setting).key], setting=setting, split=row['split'], category=row.get('category', row.get('a_obj', '')),
-                source=row['label'] if setting == 'avss' else layout_of(setting).folder)
-    if setting == 'avss': info['vid'] = row['vid']
-    return Clip(frames, audio, read_mel(files, audio, T), target, torch.tensor([m is not None for m in masks]), info=info)
+        if mask is not None:
+            target[t] = torch.from_numpy(_resize(mask, size, Image.Resampling.NEAREST).astype(np.int64))
+    info = dict(
+        id=row[layout_of(setting).key],
+        setting=setting,
+        split=row['split'],
+        category=row.get('category', row.get('a_obj', '')),
+        source=row['label'] if setting == 'avss' else layout_of(setting).folder,
+    )
+    if setting == 'avss':
+        info['vid'] = row['vid']
+    return Clip(
+        frames,
+        audio,
+        read_mel(files, audio, T),
+        target,
+        torch.tensor([m is not None for m in masks]),
+        info=info,
+    )
 
 # %% ../../nbs/data/20_layouts.ipynb #3e95f3ab
 class AVSData(Sequence):
     "The clips of one split, read on access. `ids` and `rows` in table order; `raw_paths(i)` gives a clip's files; `classes` the names by id."
-    def __init__(self, root:Path, setting:str, split:str, rows:list[dict], size:tuple[int, int]|None=None, frames:int|None=None, classes:list[str]|None=None):
-        self.root, self.setting, self.split, self.rows, self.size, self.frames = root, setting, split, rows, size, frames
+
+    def __init__(
+        self,
+        root: Path,
+        setting: str,
+        split: str,
+        rows: list[dict],
+        size: tuple[int, int] | None = None,
+        frames: int | None = None,
+        classes: list[str] | None = None,
+    ):
+        self.root, self.setting, self.split, self.rows, self.size, self.frames = (
+            root,
+            setting,
+            split,
+            rows,
+            size,
+            frames,
+        )
         self.classes = classes or ['background', 'sounding']
         self.ids = [row[layout_of(setting).key] for row in rows]
 
-    def __len__(self) -> int: return len(self.rows)
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    def __repr__(self) -> str: return f"{type(self).__name__}({self.setting} {self.split}, {len(self)} clips, {self.root})"
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.setting} {self.split}, {len(self)} clips, {self.root})"
 
     @property
     def num_classes(self) -> int:
         "1 for the binary settings, else the number of classes with background."
         return len(self.classes) if self.setting == 'avss' else 1
 
-    def raw_paths(self, i:int) -> ClipFiles: return clip_files(self.root, self.setting, self.rows[i], self.frames)
+    def raw_paths(self, i: int) -> ClipFiles:
+        return clip_files(self.root, self.setting, self.rows[i], self.frames)
 
-    def __getitem__(self, i:int|slice) -> 'Clip|list[Clip]':
-        if isinstance(i, slice): return [self[j] for j in range(*i.indices(len(self)))]
+    def __getitem__(self, i: int | slice) -> 'Clip|list[Clip]':
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
         return read_clip(self.root, self.setting, self.rows[i], self.size, self.frames, self.num_classes)
 
 # %% ../../nbs/data/20_layouts.ipynb #b25a6d01
-def open_dataset(root:str|Path,  # holds Single-source/, Multi-sources/, or the files of AVSS
-                 setting:str,  # s4, ms3, avss
-                 split:str,  # train, val, test
-                 size:tuple[int, int]|None=None,  # (H, W) to resize to; None keeps the stored size
-                 frames:int|None=None  # frames per clip, for data that differ from the released 5 (10 in AVSS v2)
-                ) -> AVSData:
+def open_dataset(
+    root: str | Path,  # holds Single-source/, Multi-sources/, or the files of AVSS
+    setting: str,  # s4, ms3, avss
+    split: str,  # train, val, test
+    size: tuple[int, int] | None = None,  # (H, W) to resize to; None keeps the stored size
+    frames: int | None = None,  # frames per clip, for data that differ from the released 5 (10 in AVSS v2)
+) -> AVSData:
     "The clips of a split of AVSBench. Raises `InputError` for an unknown name, a missing or malformed table, or an empty split."
     layout = layout_of(setting)
-    if split not in SPLITS: raise unknown('split', split, SPLITS)
+    if split not in SPLITS:
+        raise unknown('split', split, SPLITS)
     check(size is None or len(size) == 2 and min(size) > 0, f'size must be (H, W) in pixels, found {size}.')
     rows, problems = read_table(root, setting)
     check(not problems, problems[0] if problems else '')
     rows = [row for row in rows if row['split'] == split]
-    check(bool(rows), f"{Path(root)/layout.folder/layout.table}: has no clips with split '{split}'; expected at least one.")
-    return AVSData(Path(root), setting, split, rows, size, frames, read_classes(root) if setting == 'avss' else None)
+    check(
+        bool(rows),
+        f"{Path(root) / layout.folder / layout.table}: has no clips with split '{split}'; expected at least one.",
+    )
+    return AVSData(
+        Path(root), setting, split, rows, size, frames, read_classes(root) if setting == 'avss' else None
+    )
 
 # %% ../../nbs/data/20_layouts.ipynb #c711d8ef
-def metadata_row(setting:str, clip:Clip) -> dict:
+def metadata_row(setting: str, clip: Clip) -> dict:
     "The row of a clip in its setting's table. For AVSS `info['source']` is the subset (v1s, v1m, v2)."
     layout_of(setting)
     info = clip.info
     name, split, start = info['id'], info['split'], info.get('start', 0)
-    if setting == 's4': row = dict(name=name, start=start, category=info.get('category'), split=split)
-    elif setting == 'ms3': row = dict(name=name, split=split)
-    else: row = dict(vid=info.get('vid', name), uid=name, s_min=start, s_max=start + len(clip.frames), a_obj=info.get('category', ''), split=split, label=info.get('source'))
+    if setting == 's4':
+        row = dict(name=name, start=start, category=info.get('category'), split=split)
+    elif setting == 'ms3':
+        row = dict(name=name, split=split)
+    else:
+        row = dict(
+            vid=info.get('vid', name),
+            uid=name,
+            s_min=start,
+            s_max=start + len(clip.frames),
+            a_obj=info.get('category', ''),
+            split=split,
+            label=info.get('source'),
+        )
     wrong = _row_problem(setting, row)
     check(not wrong, f"clip '{info['id']}' cannot be written as {setting}: {wrong}.")
     return row
 
-def _check_clip(clip:Clip, setting:str) -> None:
+
+def _check_clip(clip: Clip, setting: str) -> None:
     (T, _, H, W), name = clip.frames.shape, clip.info['id']
-    check(clip.frames.dtype == torch.uint8, f"clip '{name}': expected uint8 frames, found {clip.frames.dtype}.")
-    check(clip.target.shape == (T, H, W), f"clip '{name}': expected a target of {T}x{H}x{W}, found {'x'.join(map(str, clip.target.shape))}.")
+    check(
+        clip.frames.dtype == torch.uint8, f"clip '{name}': expected uint8 frames, found {clip.frames.dtype}."
+    )
+    check(
+        clip.target.shape == (T, H, W),
+        f"clip '{name}': expected a target of {T}x{H}x{W}, found {'x'.join(map(str, clip.target.shape))}.",
+    )
     values = clip.target[clip.supervised]
-    good = values.le(VOID).all() and values.ge(0).all() if setting == 'avss' else values.le(1).all() and values.ge(0).all()
-    if not good: raise InputError(f"clip '{name}': expected targets {'0 to 255' if setting == 'avss' else '0 and 1'} in {setting}, found {values.unique()[:8].tolist()}.")
+    good = (
+        values.le(VOID).all() and values.ge(0).all()
+        if setting == 'avss'
+        else values.le(1).all() and values.ge(0).all()
+    )
+    if not good:
+        raise InputError(
+            f"clip '{name}': expected targets {'0 to 255' if setting == 'avss' else '0 and 1'} in {setting}, found {values.unique()[:8].tolist()}."
+        )
 
 # %% ../../nbs/data/20_layouts.ipynb #ba884c90
-def _encode(arrays:Iterable[np.ndarray], paths:Iterable[Path|None], **options) -> None:
+def _encode(arrays: Iterable[np.ndarray], paths: Iterable[Path | None], **options) -> None:
     "Write images; equal neighbours are encoded once. Paths that are None are left out."
     last = data = None
     for array, path in zip(arrays, paths):
-        if path is None: continue
+        if path is None:
+            continue
         if last is None or not np.array_equal(array, last):
             buffer = io.BytesIO()
             Image.fromarray(array).save(buffer, 'JPEG' if path.suffix == '.jpg' else 'PNG', **options)
             last, data = array, buffer.getvalue()
         atomic_write(path, data, sync=False)  # of a data set, which is synced as a whole
 
-def write_clip(root:str|Path, setting:str, clip:Clip,
-               compress_level:int=1,  # of PNG files, 0 to 9
-               quality:int=95  # of the JPEG frames of AVSS
-              ) -> ClipFiles:
+
+def write_clip(
+    root: str | Path,
+    setting: str,
+    clip: Clip,
+    compress_level: int = 1,  # of PNG files, 0 to 9
+    quality: int = 95,  # of the JPEG frames of AVSS
+) -> ClipFiles:
     "Write frames, masks, 16-bit sound and (S4, MS3) log-mel where the released data have them; returns the paths."
     row = metadata_row(setting, clip)
     _check_clip(clip, setting)
     files = clip_files(root, setting, row, len(clip.frames))
-    for t, mask in enumerate(files.masks): check(mask is None or bool(clip.supervised[t]), f'{mask}: not written, frame {t} has no ground truth and {setting} expects one.')
+    for t, mask in enumerate(files.masks):
+        check(
+            mask is None or bool(clip.supervised[t]),
+            f'{mask}: not written, frame {t} has no ground truth and {setting} expects one.',
+        )
     masks = clip.target.cpu().numpy().astype(np.uint8)
     jpeg = dict(quality=quality, subsampling=0) if setting == 'avss' else dict(compress_level=compress_level)
     _encode(clip.frames.cpu().permute(0, 2, 3, 1).contiguous().numpy(), files.frames, **jpeg)
-    _encode(masks if setting == 'avss' else masks*255, files.masks, compress_level=compress_level)
-    if setting == 'avss': _encode((voc_palette()[m] for m in masks), files.colours, compress_level=compress_level)
+    _encode(masks if setting == 'avss' else masks * 255, files.masks, compress_level=compress_level)
+    if setting == 'avss':
+        _encode((voc_palette()[m] for m in masks), files.colours, compress_level=compress_level)
     write_audio(files.audio, clip.audio, sync=False)
-    if files.mel is not None: save_log_mel(files.mel, clip.mel, sync=False)
+    if files.mel is not None:
+        save_log_mel(files.mel, clip.mel, sync=False)
     return files
 
 # %% ../../nbs/data/20_layouts.ipynb #704a2ac9
-def write_metadata(root:str|Path, setting:str, rows:Iterable[dict],  # as from `metadata_row`
-                   classes:Sequence[str]|None=None  # AVSS: the class names by id, background first
-                  ) -> Path:
+def write_metadata(
+    root: str | Path,
+    setting: str,
+    rows: Iterable[dict],  # as from `metadata_row`
+    classes: Sequence[str] | None = None,  # AVSS: the class names by id, background first
+) -> Path:
     "Write a setting's table, and `label2idx.json` for AVSS; returns the table's path."
     layout, out = layout_of(setting), io.StringIO()
     writer = csv.DictWriter(out, layout.columns, restval=0, lineterminator='\n')
     writer.writeheader()
     for row in rows:
         wrong = _row_problem(setting, row)
-        check(not wrong, f'{Path(root)/layout.folder/layout.table}: not written, {wrong}.')
+        check(not wrong, f'{Path(root) / layout.folder / layout.table}: not written, {wrong}.')
         writer.writerow({c: row[c] for c in layout.columns if c in row})
     if setting == 'avss':
-        check(bool(classes) and classes[0] == 'background', f"{Path(root)/'label2idx.json'}: not written, AVSS needs its class names, 'background' first.")
-        atomic_write(Path(root)/'label2idx.json', json.dumps({name: i for i, name in enumerate(classes, 1)}, indent=1))
-    return atomic_write(Path(root)/layout.folder/layout.table, out.getvalue())
+        check(
+            bool(classes) and classes[0] == 'background',
+            f"{Path(root) / 'label2idx.json'}: not written, AVSS needs its class names, 'background' first.",
+        )
+        atomic_write(
+            Path(root) / 'label2idx.json',
+            json.dumps({name: i for i, name in enumerate(classes, 1)}, indent=1),
+        )
+    return atomic_write(Path(root) / layout.folder / layout.table, out.getvalue())

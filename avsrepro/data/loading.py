@@ -28,46 +28,75 @@ from .vpo_scenes import VPOConfig, make_vpo, vpo_key, write_vpo
 # %% ../../nbs/data/50_loading.ipynb #a3d1b924
 SETTINGS = ('s4', 'ms3', 'avss', *VPO_SETTINGS, 'avis')
 
-def table_of(root:Path, setting:str) -> Path:
-    "The file that lists the clips of a setting in a folder of downloads."
-    if setting == 'avis': return split_files(root, 'test')[0]
-    return vpo_table(root, setting) if setting in VPO_SETTINGS else root/layout_of(setting).folder/layout_of(setting).table
 
-def locate(data:str) -> tuple[str, Path|None]:
+def table_of(root: Path, setting: str) -> Path:
+    "The file that lists the clips of a setting in a folder of downloads."
+    if setting == 'avis':
+        return split_files(root, 'test')[0]
+    return (
+        vpo_table(root, setting)
+        if setting in VPO_SETTINGS
+        else root / layout_of(setting).folder / layout_of(setting).table
+    )
+
+
+def locate(data: str) -> tuple[str, Path | None]:
     "Source (`procedural`, `voc_esc` or `avsbench`) and folder of what a person gave as data; `InputError` when it is none of them."
-    if data == 'procedural': return data, None
+    if data == 'procedural':
+        return data, None
     if data == 'voc_esc':
         root = find_shared('voc_esc')
-        check(root is not None, "data 'voc_esc' was not found: give its folder instead of the name, or put it at data/voc_esc in the checkout.")
+        check(
+            root is not None,
+            "data 'voc_esc' was not found: give its folder instead of the name, or put it at data/voc_esc in the checkout.",
+        )
         return data, root
     root = Path(data).expanduser()
-    check(root.is_dir(), f"{data}: no such folder; data is 'procedural', 'voc_esc', or the folder of VOC x ESC or AVSBench.")
-    if (root/'photos.csv').is_file():
-        os.environ['AVSREPRO_VOC_ESC'] = str(root.resolve())  # the bank, and every process started from here, finds it there
+    check(
+        root.is_dir(),
+        f"{data}: no such folder; data is 'procedural', 'voc_esc', or the folder of VOC x ESC or AVSBench.",
+    )
+    if (root / 'photos.csv').is_file():
+        os.environ['AVSREPRO_VOC_ESC'] = str(
+            root.resolve()
+        )  # the bank, and every process started from here, finds it there
         return 'voc_esc', root.resolve()
-    check(any(table_of(root, s).is_file() for s in SETTINGS),
-          f'{data}: neither VOC x ESC (photos.csv) nor AVSBench (Single-source/, Multi-sources/ or metadata.csv), VPO (VPO/) or AVIS (test.json) lies in this folder.')
+    check(
+        any(table_of(root, s).is_file() for s in SETTINGS),
+        f'{data}: neither VOC x ESC (photos.csv) nor AVSBench (Single-source/, Multi-sources/ or metadata.csv), VPO (VPO/) or AVIS (test.json) lies in this folder.',
+    )
     return 'avsbench', root.resolve()
 
 # %% ../../nbs/data/50_loading.ipynb #5cd1d07a
 class Generator(NamedTuple):
     "What composes a setting."
+
     config: type
     key: Callable  # config -> fingerprint of the files that it makes
     make: Callable  # config -> folder in the cache
     write: Callable  # config, folder, jobs
 
-GENERATORS = {**dict.fromkeys(('s4', 'ms3', 'avss'), Generator(SceneConfig, dataset_key, make_dataset, write_dataset)),
-              **dict.fromkeys(VPO_SETTINGS, Generator(VPOConfig, vpo_key, make_vpo, write_vpo)), 'avis': Generator(AVISConfig, avis_key, make_avis, write_avis)}
 
-def generator_of(setting:str) -> Generator:
+GENERATORS = {
+    **dict.fromkeys(('s4', 'ms3', 'avss'), Generator(SceneConfig, dataset_key, make_dataset, write_dataset)),
+    **dict.fromkeys(VPO_SETTINGS, Generator(VPOConfig, vpo_key, make_vpo, write_vpo)),
+    'avis': Generator(AVISConfig, avis_key, make_avis, write_avis),
+}
+
+
+def generator_of(setting: str) -> Generator:
     "The generator of a setting; `InputError` for an unknown one."
-    if setting not in GENERATORS: raise unknown('setting', setting, GENERATORS)
+    if setting not in GENERATORS:
+        raise unknown('setting', setting, GENERATORS)
     return GENERATORS[setting]
 
-def write_generated(folder:str|Path, settings:Sequence[str], jobs:int|None=None,
-                    **values:Any  # of `SceneConfig`, `VPOConfig` or `AVISConfig`; others keep their defaults
-                   ) -> Path:
+
+def write_generated(
+    folder: str | Path,
+    settings: Sequence[str],
+    jobs: int | None = None,
+    **values: Any,  # of `SceneConfig`, `VPOConfig` or `AVISConfig`; others keep their defaults
+) -> Path:
     "Compose data sets in one new folder, in the released layouts; it gets its name when everything is there."
     folder, todo = Path(folder), []
     check(not folder.exists(), f'{folder}: exists already; expected the name of a new folder.')
@@ -75,28 +104,45 @@ def write_generated(folder:str|Path, settings:Sequence[str], jobs:int|None=None,
         kind, given = generator_of(s).config, {**values, **({} if s == 'avis' else dict(setting=s))}
         for f in fields(kind):
             pair, v = isinstance(f.default, tuple), given.get(f.name, f.default)
-            check(isinstance(v, tuple) == pair, f'{f.name} of {s} is {v}; expected {"the least and the most" if pair else "one value"}, as {f.default}.')
+            check(
+                isinstance(v, tuple) == pair,
+                f'{f.name} of {s} is {v}; expected {"the least and the most" if pair else "one value"}, as {f.default}.',
+            )
         todo.append((s, kind(**known_keys(kind, given, 'option'))))
     part = folder.with_name(folder.name + '.part')
-    shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     try:
         for s, config in todo:
             GENERATORS[s].write(config, part, jobs)
-            os.replace(part/'scenes.json', part/f'scenes_{s}.json')
+            os.replace(part / 'scenes.json', part / f'scenes_{s}.json')
         publish(part, folder)
-    finally: shutil.rmtree(part, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return folder
 
-def _config(values:dict[str, Any], kind:type) -> Any: return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})  # JSON has no tuples
 
-def describe(source:str, root:Path|None, setting:str,
-             scenes:dict[str, Any],  # values of `SceneConfig`, `VPOConfig` or `AVISConfig`, for the generated sources
-             size:tuple[int,int]|None=None,  # that frames of a download are resized to
-             mono:bool=False,  # VPO: both channels hold their mean
-             mixture:dict[str, Any]|None=None  # values of `Mixture`: train on positives and negatives of S4 or MS3
-            ) -> dict[str, Any]:
+def _config(values: dict[str, Any], kind: type) -> Any:
+    return kind(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    )  # JSON has no tuples
+
+
+def describe(
+    source: str,
+    root: Path | None,
+    setting: str,
+    scenes: dict[str, Any],  # values of `SceneConfig`, `VPOConfig` or `AVISConfig`, for the generated sources
+    size: tuple[int, int] | None = None,  # that frames of a download are resized to
+    mono: bool = False,  # VPO: both channels hold their mean
+    mixture: dict[str, Any]
+    | None = None,  # values of `Mixture`: train on positives and negatives of S4 or MS3
+) -> dict[str, Any]:
     "Plain data that `open_splits` understands; `key` is the fingerprint of the content."
-    check(not mixture or setting in ('s4', 'ms3'), f'setting {setting}: a mixture with negatives exists for s4 and ms3.')
+    check(
+        not mixture or setting in ('s4', 'ms3'),
+        f'setting {setting}: a mixture with negatives exists for s4 and ms3.',
+    )
     more = {**(dict(mono=True) if mono else {}), **(dict(mixture=mixture) if mixture else {})}
     if source != 'avsbench':
         kind, key, *_ = generator_of(setting)
@@ -104,28 +150,47 @@ def describe(source:str, root:Path|None, setting:str,
         return dict(source=source, config=cfg, key=key(_config(cfg, kind)), **more)
     table = table_of(root, setting)
     check(table.is_file(), f'{table}: not found; the {setting} setting needs it.')
-    return dict(source=source, root=str(root), size=list(size) if size else None, key=content_hash([setting, table.read_text(encoding='utf-8'), size]), **more)
+    return dict(
+        source=source,
+        root=str(root),
+        size=list(size) if size else None,
+        key=content_hash([setting, table.read_text(encoding='utf-8'), size]),
+        **more,
+    )
 
-def open_splits(data:dict[str, Any], setting:str) -> dict[str, Sequence]:
+
+def open_splits(data: dict[str, Any], setting: str) -> dict[str, Sequence]:
     "The train, val and test splits of a description (AVIS: those that exist); generated data are made when they are not in the cache."
     size = None
-    if data['source'] == 'avsbench': root, size = data['root'], tuple(data['size']) if data.get('size') else None
+    if data['source'] == 'avsbench':
+        root, size = data['root'], tuple(data['size']) if data.get('size') else None
     else:
         generator = generator_of(setting)
         root = generator.make(_config(data['config'], generator.config))
-    if setting in VPO_SETTINGS: splits = {s: VPOData(root, setting, s, size=size, mono=data.get('mono', False)) for s in SPLITS}
-    elif setting == 'avis': splits = {s: open_avis(root, s, size=size) for s in SPLITS if split_files(root, s)[0].is_file()}
-    else: splits = {s: open_dataset(root, setting, s, size=size) for s in SPLITS}
+    if setting in VPO_SETTINGS:
+        splits = {s: VPOData(root, setting, s, size=size, mono=data.get('mono', False)) for s in SPLITS}
+    elif setting == 'avis':
+        splits = {s: open_avis(root, s, size=size) for s in SPLITS if split_files(root, s)[0].is_file()}
+    else:
+        splits = {s: open_dataset(root, setting, s, size=size) for s in SPLITS}
     if data['source'] != 'avsbench':
         plain = {k: v for k, v in data.items() if k != 'mixture'}
-        for s, clips in splits.items(): clips.fingerprint = content_hash([plain, setting, s])  # generated data never change
+        for s, clips in splits.items():
+            clips.fingerprint = content_hash([plain, setting, s])  # generated data never change
     if 'mixture' in data:
-        pool = {} if data['source'] == 'avsbench' else dict(pool=BankSounds(open_bank(data['config']['bank']), setting, 'train'))
+        pool = (
+            {}
+            if data['source'] == 'avsbench'
+            else dict(pool=BankSounds(open_bank(data['config']['bank']), setting, 'train'))
+        )
         splits['train'] = Mixture(splits['train'], **data['mixture'], **pool)
     return splits
 
-def num_classes(data:dict[str, Any], setting:str) -> int:
+
+def num_classes(data: dict[str, Any], setting: str) -> int:
     "Classes with background that a model of this setting tells apart; 1 for the binary settings."
-    if setting in ('s4', 'ms3'): return 1
-    if data['source'] != 'avsbench': return len(open_bank(data['source']).labels) + 1
+    if setting in ('s4', 'ms3'):
+        return 1
+    if data['source'] != 'avsbench':
+        return len(open_bank(data['source']).labels) + 1
     return 71 if setting == 'avss' else len(vpo_classes(data['root'], setting)) + 1

@@ -20,50 +20,76 @@ from ..core.errors import InputError, check
 from ..core.paths import atomic_write
 
 # %% ../../nbs/data/15_pickles.ipynb #a1a3bfab
-def _storage(data:bytes):
+def _storage(data: bytes):
     "A tensor storage from PyTorch's file format, read in its restricted mode."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
 
+
 def _tensor(storage, offset, size, stride, *ignored):
     "A tensor over a storage; the flags for gradients and hooks are not looked at."
     return torch._utils._rebuild_tensor(storage, offset, size, stride)
 
+
 class _TensorUnpickler(pickle.Unpickler):
     "An unpickler that can rebuild tensors and nothing else."
-    def find_class(self, module:str, name:str):
+
+    def find_class(self, module: str, name: str):
         match f'{module}.{name}':
-            case 'torch._utils._rebuild_tensor_v2' | 'torch._utils._rebuild_tensor': return lambda *args: _tensor(*args)
-            case 'torch.storage._load_from_bytes': return lambda data: _storage(data)
-            case '_codecs.encode': return lambda text, codec: text.encode('latin1')  # how pickle protocol 2 spells bytes
-            case 'collections.OrderedDict': return lambda: OrderedDict()
-            case 'torch._utils._rebuild_parameter': return lambda data, *ignored: data
+            case 'torch._utils._rebuild_tensor_v2' | 'torch._utils._rebuild_tensor':
+                return lambda *args: _tensor(*args)
+            case 'torch.storage._load_from_bytes':
+                return lambda data: _storage(data)
+            case '_codecs.encode':
+                return lambda text, codec: text.encode('latin1')  # how pickle protocol 2 spells bytes
+            case 'collections.OrderedDict':
+                return lambda: OrderedDict()
+            case 'torch._utils._rebuild_parameter':
+                return lambda data, *ignored: data
         raise InputError(f'asks for {module}.{name}')
 
 # %% ../../nbs/data/15_pickles.ipynb #ed0eb84c
-def load_log_mel(path:str|Path  # a `.pkl` of AVSBench: pickle.dump of a tensor
-                ) -> Tensor:  # float32 [T,1,96,64], detached
+def load_log_mel(
+    path: str | Path,  # a `.pkl` of AVSBench: pickle.dump of a tensor
+) -> Tensor:  # float32 [T,1,96,64], detached
     "Read a released log-mel. Raises `InputError`, naming the file, when it is missing, cut off, asks for anything but a tensor, has another shape or holds NaN."
     path = Path(path)
     wanted = 'expected a pickled float tensor [T,1,96,64] and nothing else'
-    try: data = path.read_bytes()
-    except OSError as e: raise InputError(f'{path}: no such log-mel file can be read ({e.strerror}); {wanted}.') from e
-    try: mel = _storage(data) if data[:2] == b'PK' else _TensorUnpickler(io.BytesIO(data)).load()
-    except InputError as e: raise InputError(f'{path}: {e}, which a log-mel does not need and which could run code; {wanted}.') from e
-    except Exception as e: raise InputError(f'{path}: is not a readable pickle ({type(e).__name__}); {wanted}.') from e
-    check(isinstance(mel, Tensor) and mel.is_floating_point(), f'{path}: holds {getattr(mel, "dtype", type(mel).__name__)}; {wanted}.')
-    check(mel.ndim == 4 and mel.shape[0] > 0 and mel.shape[1:] == (1, 96, 64), f'{path}: has shape {list(mel.shape)}; {wanted}.')
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise InputError(f'{path}: no such log-mel file can be read ({e.strerror}); {wanted}.') from e
+    try:
+        mel = _storage(data) if data[:2] == b'PK' else _TensorUnpickler(io.BytesIO(data)).load()
+    except InputError as e:
+        raise InputError(
+            f'{path}: {e}, which a log-mel does not need and which could run code; {wanted}.'
+        ) from e
+    except Exception as e:
+        raise InputError(f'{path}: is not a readable pickle ({type(e).__name__}); {wanted}.') from e
+    check(
+        isinstance(mel, Tensor) and mel.is_floating_point(),
+        f'{path}: holds {getattr(mel, "dtype", type(mel).__name__)}; {wanted}.',
+    )
+    check(
+        mel.ndim == 4 and mel.shape[0] > 0 and mel.shape[1:] == (1, 96, 64),
+        f'{path}: has shape {list(mel.shape)}; {wanted}.',
+    )
     mel = mel.detach().float().contiguous()
     check(bool(mel.isfinite().all()), f'{path}: holds NaN or infinite values; {wanted}.')
     return mel
 
 # %% ../../nbs/data/15_pickles.ipynb #2e6dfe20
-def save_log_mel(path:str|Path, mel:Tensor, sync:bool=True) -> Path:
+def save_log_mel(path: str | Path, mel: Tensor, sync: bool = True) -> Path:
     "Write float `[T,1,96,64]` as the released data sets do: a plain pickle of a float32 tensor that requires a gradient, equal bytes for equal values."
-    check(mel.ndim == 4 and mel.shape[1:] == (1, 96, 64), f'{path}: not written, a log-mel has the shape [T,1,96,64], found {list(mel.shape)}.')
+    check(
+        mel.ndim == 4 and mel.shape[1:] == (1, 96, 64),
+        f'{path}: not written, a log-mel has the shape [T,1,96,64], found {list(mel.shape)}.',
+    )
     check(bool(mel.isfinite().all()), f'{path}: not written, the log-mel holds NaN or infinite values.')
     data = pickle.dumps(mel.detach().cpu().float().contiguous().clone().requires_grad_(), protocol=4)
     name = re.search(rb'FloatStorage\nq.X(....)(\d+)q', data, re.DOTALL)
-    if name: data = data.replace(b'X' + name[1] + name[2], b'X' + name[1] + b'0'*len(name[2]), 2)
+    if name:
+        data = data.replace(b'X' + name[1] + name[2], b'X' + name[1] + b'0' * len(name[2]), 2)
     return atomic_write(path, data, sync)

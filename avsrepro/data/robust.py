@@ -30,8 +30,18 @@ from ..core.errors import InputError, check, unknown
 from ..core.identity import code_hash, content_hash
 from ..core.seeding import generator, rng
 from .assets import BROAD, VOC_CLASSES, Bank, ProceduralBank, VocEscBank, open_bank, recipes
-from .audio import (SAMPLE_RATE, brownian_noise, fit_examples, log_mel, read_audio, resample, robust_log_mel, silence, to_mono,
-                                 write_audio)
+from avsrepro.data.audio import (
+    SAMPLE_RATE,
+    brownian_noise,
+    fit_examples,
+    log_mel,
+    read_audio,
+    resample,
+    robust_log_mel,
+    silence,
+    to_mono,
+    write_audio,
+)
 from .layouts import VOID, Clip, layout_of, read_mel
 from .pickles import load_log_mel, save_log_mel
 from .scenes import sound_track
@@ -39,38 +49,48 @@ from .scenes import sound_track
 # %% ../../nbs/data/44_robust.ipynb #1b1048c8
 FRONT_ENDS = ('release', 'matched')
 
-def front_end_mel(wav:Tensor,  # [S] or [C,S], in -1..1
-                  T:int,  # examples wanted
-                  front_end:str='matched',  # or 'release'
-                  sample_rate:int=SAMPLE_RATE  # Hz, of `wav`
-                 ) -> Tensor:  # float32 [T,1,96,64]
+
+def front_end_mel(
+    wav: Tensor,  # [S] or [C,S], in -1..1
+    T: int,  # examples wanted
+    front_end: str = 'matched',  # or 'release'
+    sample_rate: int = SAMPLE_RATE,  # Hz, of `wav`
+) -> Tensor:  # float32 [T,1,96,64]
     "Log-mel examples of a sound: VGGish's, as positives have them, or those of the released negatives (reference facts 1.5, 2)."
     wav = to_mono(wav)
-    if front_end == 'matched': return fit_examples(log_mel(wav, sample_rate, max_examples=T), T)
-    if front_end != 'release': raise unknown('front end', front_end, FRONT_ENDS)
-    pieces, length = -(-T//5), 5*sample_rate
-    wav = F.pad(wav, (0, pieces*length - wav.shape[-1]))  # negative padding cuts
+    if front_end == 'matched':
+        return fit_examples(log_mel(wav, sample_rate, max_examples=T), T)
+    if front_end != 'release':
+        raise unknown('front end', front_end, FRONT_ENDS)
+    pieces, length = -(-T // 5), 5 * sample_rate
+    wav = F.pad(wav, (0, pieces * length - wav.shape[-1]))  # negative padding cuts
     return robust_log_mel(wav.view(pieces, length), sample_rate).flatten(0, 1)[:T]
 
 # %% ../../nbs/data/44_robust.ipynb #58b978ae
 NOISES = ('byte', 'white', 'brown')
-LOUDNESS = .1  # RMS of the recordings of both banks
+LOUDNESS = 0.1  # RMS of the recordings of both banks
 
-def byte_noise(seconds:float, draw:np.random.Generator, sample_rate:int=44_100) -> Tensor:
+
+def byte_noise(seconds: float, draw: np.random.Generator, sample_rate: int = 44_100) -> Tensor:
     "The release's noise, float32 `[S]`: the bytes of uniform float64 numbers, read as 16-bit samples. Source: reference fact 1.5."
-    n = round(seconds*sample_rate)
-    values = draw.uniform(-1, 1, -(-n//4)).astype('<f8')
-    return torch.from_numpy(np.frombuffer(values.tobytes(), '<i2')[:n].astype(np.float32)/32768)
+    n = round(seconds * sample_rate)
+    values = draw.uniform(-1, 1, -(-n // 4)).astype('<f8')
+    return torch.from_numpy(np.frombuffer(values.tobytes(), '<i2')[:n].astype(np.float32) / 32768)
 
-def make_noise(kind:str,  # 'byte', 'white' or 'brown'
-               seconds:float, *parts:str|int  # which noise: equal parts give equal noise
-              ) -> tuple[Tensor, int]:
+
+def make_noise(
+    kind: str,  # 'byte', 'white' or 'brown'
+    seconds: float,
+    *parts: str | int,  # which noise: equal parts give equal noise
+) -> tuple[Tensor, int]:
     "A noise, float32 `[S]`, and its sample rate in Hz; white and brown noise have RMS 0.1."
-    if kind not in NOISES: raise unknown('kind of noise', kind, NOISES)
-    if kind == 'byte': return byte_noise(seconds, rng('byte noise', *parts)), 44_100
-    n, g = round(seconds*SAMPLE_RATE), generator(f'{kind} noise', *parts)
+    if kind not in NOISES:
+        raise unknown('kind of noise', kind, NOISES)
+    if kind == 'byte':
+        return byte_noise(seconds, rng('byte noise', *parts)), 44_100
+    n, g = round(seconds * SAMPLE_RATE), generator(f'{kind} noise', *parts)
     wav = torch.randn(n, generator=g) if kind == 'white' else brownian_noise(n, g)
-    return wav*LOUDNESS/wav.square().mean().sqrt(), SAMPLE_RATE
+    return wav * LOUDNESS / wav.square().mean().sqrt(), SAMPLE_RATE
 
 # %% ../../nbs/data/44_robust.ipynb #fec7f62f
 RELEASED_GROUPS = {
@@ -78,100 +98,162 @@ RELEASED_GROUPS = {
     'human': 'baby_laughter female_singing male_speech man woman baby',
     'animal': 'dog_barking cat_meowing lions_roaring horse_clip-clop coyote_howling mynah_bird_singing dog cat lion bird wolf',
     'device': 'helicopter race_car driving_buses ambulance_siren typing_on_computer_keyboard chainsawing_trees cap_gun_shooting lawn_mowing '
-              'mower background bus car gun saw emergency-car keyboard'}
-AVOID = {'s4': {'music': 'human', 'human': 'music', 'animal': 'human', 'device': 'vehicle'},
-         'ms3': {'music': 'human', 'human': 'music', 'animal': 'human', 'device': 'music'}}
+    'mower background bus car gun saw emergency-car keyboard',
+}
+AVOID = {
+    's4': {'music': 'human', 'human': 'music', 'animal': 'human', 'device': 'vehicle'},
+    'ms3': {'music': 'human', 'human': 'music', 'animal': 'human', 'device': 'music'},
+}
+
 
 @lru_cache
 def broad_groups() -> dict[str, str]:
     "The broad group of every S4 category and MS3 object of the release and of the built-in banks."
-    banks = {n: l.broad for l in ProceduralBank().labels for n in (l.name, l.category)} | {n: g for voc, (name, g) in VOC_CLASSES.items() for n in (voc, name)}
+    banks = {n: l.broad for l in ProceduralBank().labels for n in (l.name, l.category)} | {
+        n: g for voc, (name, g) in VOC_CLASSES.items() for n in (voc, name)
+    }
     return banks | {name: group for group, names in RELEASED_GROUPS.items() for name in names.split()}
 
-def broad_group(category:str, groups:Mapping[str, str]|None=None, where:str='') -> str:
+
+def broad_group(category: str, groups: Mapping[str, str] | None = None, where: str = '') -> str:
     "The group of one category; `groups` adds categories to `broad_groups()`. `InputError`, beginning with `where`, for one that has none."
     group = {**broad_groups(), **(groups or {})}.get(category)
-    check(group is not None, f"{where}category '{category}' has no broad group; add it to `groups` as one of {', '.join(BROAD)}.")
-    check(group in BROAD, f"{where}category '{category}' has the broad group '{group}'; expected one of {', '.join(BROAD)}.")
+    check(
+        group is not None,
+        f"{where}category '{category}' has no broad group; add it to `groups` as one of {', '.join(BROAD)}.",
+    )
+    check(
+        group in BROAD,
+        f"{where}category '{category}' has the broad group '{group}'; expected one of {', '.join(BROAD)}.",
+    )
     return group
 
 # %% ../../nbs/data/44_robust.ipynb #fba782c8
 @dataclass(frozen=True)
 class Scene:
     "What is known of one clip."
+
     categories: tuple[str, ...]  # what sounds, as the setting names it: one S4 category, or the MS3 objects
     sounding: frozenset[str]  # objects that sound at some time
     visible: frozenset[str]  # objects in the picture, silent ones too
 
-def _generated(info:Mapping, setting:str) -> Scene:
+
+def _generated(info: Mapping, setting: str) -> Scene:
     objects, on = info['objects'], info['on']
     sounding = [o for o, frames in zip(objects, on) if any(frames)]
-    return Scene((info['category'],) if setting == 's4' else tuple(sounding), frozenset(sounding), frozenset(objects))
+    return Scene(
+        (info['category'],) if setting == 's4' else tuple(sounding), frozenset(sounding), frozenset(objects)
+    )
 
-def _named(categories:Sequence[str]) -> Scene: return Scene(tuple(categories), frozenset(categories), frozenset(categories))
+
+def _named(categories: Sequence[str]) -> Scene:
+    return Scene(tuple(categories), frozenset(categories), frozenset(categories))
+
 
 @lru_cache(maxsize=8)
-def _tables(root:Path) -> tuple[dict[str, Mapping], dict[str, str]]:
+def _tables(root: Path) -> tuple[dict[str, Mapping], dict[str, str]]:
     "Infos of generated clips by id, and the objects of AVSS by the MS3 name."
-    scenes, avss = root/'scenes.json', root/'metadata.csv'
-    infos = {c['id']: c for c in json.loads(scenes.read_text(encoding='utf-8'))['clips']} if scenes.is_file() else {}
-    if not avss.is_file(): return infos, {}
-    with open(avss, newline='', encoding='utf-8-sig') as f: return infos, {r['vid']: r['a_obj'] for r in DictReader(f) if r['label'] == 'v1m'}
+    scenes, avss = root / 'scenes.json', root / 'metadata.csv'
+    infos = (
+        {c['id']: c for c in json.loads(scenes.read_text(encoding='utf-8'))['clips']}
+        if scenes.is_file()
+        else {}
+    )
+    if not avss.is_file():
+        return infos, {}
+    with open(avss, newline='', encoding='utf-8-sig') as f:
+        return infos, {r['vid']: r['a_obj'] for r in DictReader(f) if r['label'] == 'v1m'}
 
-def scenes_of(clips:Sequence  # of S4 or MS3
-             ) -> list[Scene]:
+
+def scenes_of(
+    clips: Sequence,  # of S4 or MS3
+) -> list[Scene]:
     "What sounds and what is seen in each clip, without reading the clips; `InputError` for MS3 data without names of objects."
-    if hasattr(clips, 'scenes'): return clips.scenes
+    if hasattr(clips, 'scenes'):
+        return clips.scenes
     if not hasattr(clips, 'rows'):
         infos = [clips[i].info for i in range(len(clips))]
-        return [_generated(i, i['setting']) if 'objects' in i else _named(i['category'].split('_') if i['setting'] == 'ms3' else [i['category']]) for i in infos]
+        return [
+            _generated(i, i['setting'])
+            if 'objects' in i
+            else _named(i['category'].split('_') if i['setting'] == 'ms3' else [i['category']])
+            for i in infos
+        ]
     infos, objects = _tables(Path(clips.root))
-    if infos: return [_generated(infos[i], clips.setting) for i in clips.ids]
-    if clips.setting == 's4': return [_named([row['category']]) for row in clips.rows]
+    if infos:
+        return [_generated(infos[i], clips.setting) for i in clips.ids]
+    if clips.setting == 's4':
+        return [_named([row['category']]) for row in clips.rows]
     known = [i in objects for i in clips.ids]
-    check(all(known), f"{Path(clips.root)/'metadata.csv'}: names no objects of clip '{clips.ids[known.index(False) if not all(known) else 0]}'; "
-          "off-screen sounds in MS3 need the table of AVSS (columns vid, a_obj, label).")
+    check(
+        all(known),
+        f"{Path(clips.root) / 'metadata.csv'}: names no objects of clip '{clips.ids[known.index(False) if not all(known) else 0]}'; "
+        "off-screen sounds in MS3 need the table of AVSS (columns vid, a_obj, label).",
+    )
     return [_named(objects[i].split('_')) for i in clips.ids]
 
 # %% ../../nbs/data/44_robust.ipynb #2a86fc1c
-def group_counts(scenes:Sequence[Scene], groups:Mapping[str, str]|None=None) -> dict[str, int]:
+def group_counts(scenes: Sequence[Scene], groups: Mapping[str, str] | None = None) -> dict[str, int]:
     "Clips by the groups that sound in them, most frequent first; several groups are joined as in `human_music`, none is `silent`."
     named = ('_'.join(sorted({broad_group(c, groups) for c in s.categories})) or 'silent' for s in scenes)
     return dict(Counter(named).most_common())
 
 # %% ../../nbs/data/44_robust.ipynb #3348deca
-def _matrix(sets:Sequence[frozenset[str]], names:Sequence[str]) -> np.ndarray:
+def _matrix(sets: Sequence[frozenset[str]], names: Sequence[str]) -> np.ndarray:
     column = {n: k for k, n in enumerate(names)}
     out = np.zeros((len(sets), len(names)), np.float32)
-    for row, s in zip(out, sets): row[[column[x] for x in s]] = 1
+    for row, s in zip(out, sets):
+        row[[column[x] for x in s]] = 1
     return out
 
-def _groups_of(scenes:Sequence[Scene], ids:Sequence[str], groups:Mapping[str, str]|None) -> list[frozenset[str]]:
-    return [frozenset(broad_group(c, groups, f"clip '{i}': ") for c in s.categories) for s, i in zip(scenes, ids)]
 
-def offscreen_pairs(scenes:Sequence[Scene], ids:Sequence[str],
-                    setting:str,  # 's4' or 'ms3'
-                    pool:tuple[Sequence[Scene], Sequence[str]]|None=None,  # where sounds come from; default: the clips themselves
-                    seed:int=42, groups:Mapping[str, str]|None=None,
-                    fallback:bool|None=None  # any other clip when none fits; default: in MS3
-                   ) -> tuple[list[int], list[bool]]:
+def _groups_of(
+    scenes: Sequence[Scene], ids: Sequence[str], groups: Mapping[str, str] | None
+) -> list[frozenset[str]]:
+    return [
+        frozenset(broad_group(c, groups, f"clip '{i}': ") for c in s.categories) for s, i in zip(scenes, ids)
+    ]
+
+
+def offscreen_pairs(
+    scenes: Sequence[Scene],
+    ids: Sequence[str],
+    setting: str,  # 's4' or 'ms3'
+    pool: tuple[Sequence[Scene], Sequence[str]]
+    | None = None,  # where sounds come from; default: the clips themselves
+    seed: int = 42,
+    groups: Mapping[str, str] | None = None,
+    fallback: bool | None = None,  # any other clip when none fits; default: in MS3
+) -> tuple[list[int], list[bool]]:
     "For each clip the index of the one whose sound it gets, and whether that is a fallback. `InputError` when no clip can give a sound. Source: reference fact 1.5."
-    if setting not in AVOID: raise unknown('setting', setting, AVOID)
+    if setting not in AVOID:
+        raise unknown('setting', setting, AVOID)
     others, names = pool or (scenes, ids)
     fallback = setting == 'ms3' if fallback is None else fallback
     mine, theirs = _groups_of(scenes, ids, groups), _groups_of(others, names, groups)
     wide = [g | {AVOID[setting][x] for x in g} & set(BROAD) for g in mine]
     objects = sorted(frozenset().union(*(s.visible | s.sounding for s in (*scenes, *others))))
-    seen, heard = _matrix([s.visible for s in scenes], objects), _matrix([s.sounding for s in others], objects)
+    seen, heard = (
+        _matrix([s.visible for s in scenes], objects),
+        _matrix([s.sounding for s in others], objects),
+    )
     wide, theirs = _matrix(wide, BROAD), _matrix(theirs, BROAD)
-    codes, names, chosen, fell = np.array([s.categories[0] if s.categories else '' for s in others]), np.array(names), [], []
+    codes, names, chosen, fell = (
+        np.array([s.categories[0] if s.categories else '' for s in others]),
+        np.array(names),
+        [],
+        [],
+    )
     for i, name in enumerate(ids):
         possible = (heard @ seen[i] == 0) & (codes != '') & (names != name)
         right = possible & (theirs @ wide[i] == 0)
         fell.append(bool(fallback and not right.any()))
         where = np.flatnonzero(possible if fell[-1] else right)
-        check(len(where) > 0, f"clip '{name}': the off-screen pool is empty; expected among {len(names)} clips one that sounds of another broad group than "
-              f"{' and '.join(sorted(mine[i]))} and of nothing that is seen.")
+        check(
+            len(where) > 0,
+            f"clip '{name}': the off-screen pool is empty; expected among {len(names)} clips one that sounds of another broad group than "
+            f"{' and '.join(sorted(mine[i]))} and of nothing that is seen.",
+        )
         where, draw = where[np.argsort(names[where])], rng(seed, 'offscreen', name)
         if setting == 's4':
             kinds = np.unique(codes[where])
@@ -180,80 +262,160 @@ def offscreen_pairs(scenes:Sequence[Scene], ids:Sequence[str],
     return chosen, fell
 
 # %% ../../nbs/data/44_robust.ipynb #380d52ba
-RELEASED_UNSEEN = {'fork': (), 'rooster': ('bird',), 'sheep': ('sheep',), 'thunderstorm': ()}  # the VOC class that each could come from
+RELEASED_UNSEEN = {
+    'fork': (),
+    'rooster': ('bird',),
+    'sheep': ('sheep',),
+    'thunderstorm': (),
+}  # the VOC class that each could come from
+
 
 @dataclass(frozen=True)
 class UnseenSound:
     "Recordings of a category that no training data have."
+
     files: tuple[tuple[str, float], ...]  # path below the folder, and the start of the loudest second
     related: frozenset[str]  # objects that must not be in the picture
+
 
 def synthesised_unseen() -> dict[str, UnseenSound]:
     "The unseen categories of the procedural bank, which are rows of `recipes(unseen=True)` and no files."
     return {name: UnseenSound((), _objects(RELEASED_UNSEEN[name])) for name in recipes(unseen=True)['class']}
 
-def _loudest(path:Path) -> float:
+
+def _loudest(path: Path) -> float:
     "Start in seconds of the loudest second, on a grid of half seconds."
     power = to_mono(read_audio(path)).square()
-    return .5*int(np.argmax([power[k*SAMPLE_RATE//2:][:SAMPLE_RATE].sum() for k in range(max(1, 2*len(power)//SAMPLE_RATE - 1))]))
+    return 0.5 * int(
+        np.argmax(
+            [
+                power[k * SAMPLE_RATE // 2 :][:SAMPLE_RATE].sum()
+                for k in range(max(1, 2 * len(power) // SAMPLE_RATE - 1))
+            ]
+        )
+    )
 
-def _objects(voc:Sequence[str]) -> frozenset[str]:
-    return frozenset(VOC_CLASSES[v][0] for v in voc if v in VOC_CLASSES) | (frozenset({'emergency-car'}) if 'car' in voc else frozenset())
+
+def _objects(voc: Sequence[str]) -> frozenset[str]:
+    return frozenset(VOC_CLASSES[v][0] for v in voc if v in VOC_CLASSES) | (
+        frozenset({'emergency-car'}) if 'car' in voc else frozenset()
+    )
+
 
 @lru_cache
-def unseen_sounds(root:Path  # of VOC x ESC
-                 ) -> dict[str, UnseenSound]:
+def unseen_sounds(
+    root: Path,  # of VOC x ESC
+) -> dict[str, UnseenSound]:
     "The unseen categories of VOC x ESC, and those of the release as `release/<name>`; `InputError` when the folder lacks them."
-    table = root/'sounds.csv'
+    table = root / 'sounds.csv'
     check(table.is_file(), f'{table}: not found; unseen categories are recordings of VOC x ESC.')
-    with open(table, newline='', encoding='utf-8') as f: rows = [r for r in DictReader(f) if r['split'] == 'unseen']
-    check(bool(rows), f"{table}: has no sound with split 'unseen'; expected the categories that are set aside.")
+    with open(table, newline='', encoding='utf-8') as f:
+        rows = [r for r in DictReader(f) if r['split'] == 'unseen']
+    check(
+        bool(rows), f"{table}: has no sound with split 'unseen'; expected the categories that are set aside."
+    )
     names = sorted({r['category'] for r in rows})
-    files = {n: tuple((r['file'], float(r['best_second'] or 0)) for r in rows if r['category'] == n) for n in names}
-    found = {n: UnseenSound(files[n], _objects({v for r in rows if r['category'] == n for v in r['related_voc'].split(';')})) for n in names}
+    files = {
+        n: tuple((r['file'], float(r['best_second'] or 0)) for r in rows if r['category'] == n) for n in names
+    }
+    found = {
+        n: UnseenSound(
+            files[n], _objects({v for r in rows if r['category'] == n for v in r['related_voc'].split(';')})
+        )
+        for n in names
+    }
     wavs = {n: f'unseen_wavs/{n}_segment.flac' for n in RELEASED_UNSEEN}
-    return found | {f'release/{n}': UnseenSound(((w, _loudest(root/w)),), _objects(RELEASED_UNSEEN[n])) for n, w in wavs.items() if (root/w).is_file()}
+    return found | {
+        f'release/{n}': UnseenSound(((w, _loudest(root / w)),), _objects(RELEASED_UNSEEN[n]))
+        for n, w in wavs.items()
+        if (root / w).is_file()
+    }
 
 # %% ../../nbs/data/44_robust.ipynb #0b7ec09f
 class Derived(Sequence):
     """Another data set's clips with other sounds: item `i` shows clip `index[i]`. `ids`, `setting`, `split`, and a `fingerprint` if all data sets below have one.
 
     A subclass writes `sound`, `blank` and `label`; pictures are read by `[i]` alone, so whoever has them already asks for `heard(i, T)`."""
-    def __init__(self, clips:Sequence, ids:Sequence[str], settings:Mapping, *others:Sequence, index:Sequence[int]|None=None):
-        self.clips, self.ids, self.settings, self.index = clips, list(ids), dict(settings), range(len(clips)) if index is None else index
+
+    def __init__(
+        self,
+        clips: Sequence,
+        ids: Sequence[str],
+        settings: Mapping,
+        *others: Sequence,
+        index: Sequence[int] | None = None,
+    ):
+        self.clips, self.ids, self.settings, self.index = (
+            clips,
+            list(ids),
+            dict(settings),
+            range(len(clips)) if index is None else index,
+        )
         self.setting, self.split = (getattr(clips, k, None) for k in ('setting', 'split'))
         below = [getattr(c, 'fingerprint', None) for c in (clips, *others)]
-        if all(below): self.fingerprint = content_hash([below, type(self).__name__, self.settings, code_hash('avsrepro.data.robust', 'avsrepro.data.audio')])
+        if all(below):
+            self.fingerprint = content_hash(
+                [
+                    below,
+                    type(self).__name__,
+                    self.settings,
+                    code_hash('avsrepro.data.robust', 'avsrepro.data.audio'),
+                ]
+            )
 
-    def __len__(self) -> int: return len(self.ids)
-    def __repr__(self) -> str: return f"{type(self).__name__}({len(self)} clips of {self.setting} {self.split}, {', '.join(f'{k} {v}' for k, v in self.settings.items() if v is not None)})"
+    def __len__(self) -> int:
+        return len(self.ids)
 
-    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]|None: return None  # waveform [C,S] and log-mel [T,1,96,64] of item i; None: the clip keeps its own
-    def blank(self, i:int) -> bool: return False  # is the target empty?
-    def label(self, i:int) -> dict[str, Any]: return dict(condition='positive', negative=False)
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} clips of {self.setting} {self.split}, {', '.join(f'{k} {v}' for k, v in self.settings.items() if v is not None)})"
 
-    def heard(self, i:int, T:int) -> Clip|None:
+    def sound(self, i: int, T: int) -> tuple[Tensor, Tensor] | None:
+        return None  # waveform [C,S] and log-mel [T,1,96,64] of item i; None: the clip keeps its own
+
+    def blank(self, i: int) -> bool:
+        return False  # is the target empty?
+
+    def label(self, i: int) -> dict[str, Any]:
+        return dict(condition='positive', negative=False)
+
+    def heard(self, i: int, T: int) -> Clip | None:
         "Item `i`, of T seconds, as a clip without pictures; None where the clip keeps its own sound."
         return None if (s := self.sound(i, T)) is None else without_pictures(*s, **self.label(i))
 
-    def __getitem__(self, i:int) -> Clip:
+    def __getitem__(self, i: int) -> Clip:
         clip, info = self.clips[self.index[i]], dict(id=self.ids[i], **self.label(i))
-        new = replace(clip, target=emptied(clip.target, clip.supervised) if self.blank(i) else clip.target, info={**clip.info, **info})
-        if (s := self.sound(i, len(clip.frames))) is None: return new
+        new = replace(
+            clip,
+            target=emptied(clip.target, clip.supervised) if self.blank(i) else clip.target,
+            info={**clip.info, **info},
+        )
+        if (s := self.sound(i, len(clip.frames))) is None:
+            return new
         return replace(new, audio=s[0], mel=s[1].expand(clip.mel.shape))
 
-def emptied(target:Tensor, supervised:Tensor) -> Tensor:
+
+def emptied(target: Tensor, supervised: Tensor) -> Tensor:
     "The all-empty target `[T,H,W]` of a clip: 0 where there is ground truth, void elsewhere."
     return torch.where(supervised[:, None, None], 0, VOID).expand_as(target).to(target.dtype).contiguous()
 
-def without_pictures(audio:Tensor, mel:Tensor, **info:Any) -> Clip:
+
+def without_pictures(audio: Tensor, mel: Tensor, **info: Any) -> Clip:
     "A clip that is only heard: waveform `[C,S]` and log-mel `[T,C,96,64]`."
     T = len(mel)
-    return Clip(torch.zeros(T, 3, 0, 0, dtype=torch.uint8), audio, mel, torch.zeros(T, 0, 0, dtype=torch.int64), torch.zeros(T, dtype=torch.bool), info=info)
+    return Clip(
+        torch.zeros(T, 3, 0, 0, dtype=torch.uint8),
+        audio,
+        mel,
+        torch.zeros(T, 0, 0, dtype=torch.int64),
+        torch.zeros(T, dtype=torch.bool),
+        info=info,
+    )
 
-def sound_of(clips:Sequence, i:int) -> tuple[Tensor, Tensor]:
+
+def sound_of(clips: Sequence, i: int) -> tuple[Tensor, Tensor]:
     "Sound `[C,S]` and log-mel `[T,C,96,64]` of clip `i`, without its pictures where the data set is on disk."
-    if not hasattr(clips, 'raw_paths'): return clips[i].audio, clips[i].mel
+    if not hasattr(clips, 'raw_paths'):
+        return clips[i].audio, clips[i].mel
     files = clips.raw_paths(i)
     audio = read_audio(files.audio)
     return audio, read_mel(files, audio, len(files.frames))
@@ -261,195 +423,364 @@ def sound_of(clips:Sequence, i:int) -> tuple[Tensor, Tensor]:
 # %% ../../nbs/data/44_robust.ipynb #d266dad1
 class BankSounds(Sequence):
     "Recordings of every class of a bank as a pool of off-screen sounds: clips without pictures, with `ids`, `scenes` and `fingerprint`."
-    def __init__(self, bank:Bank, setting:str, split:str,
-                 each:int=4,  # recordings of a class
-                 T:int=5,  # seconds
-                 floor:float=.002,  # RMS of the white noise under every recording, as in `SceneConfig`
-                 seed:int=42):
-        if setting not in AVOID: raise unknown('setting', setting, AVOID)
-        self.bank, self.setting, self.split, self.each, self.T, self.floor, self.seed = bank, setting, split, each, T, floor, seed
+
+    def __init__(
+        self,
+        bank: Bank,
+        setting: str,
+        split: str,
+        each: int = 4,  # recordings of a class
+        T: int = 5,  # seconds
+        floor: float = 0.002,  # RMS of the white noise under every recording, as in `SceneConfig`
+        seed: int = 42,
+    ):
+        if setting not in AVOID:
+            raise unknown('setting', setting, AVOID)
+        self.bank, self.setting, self.split, self.each, self.T, self.floor, self.seed = (
+            bank,
+            setting,
+            split,
+            each,
+            T,
+            floor,
+            seed,
+        )
         self.ids = [f'{l.name}_{k}' for l in bank.labels for k in range(each)]
-        self.scenes = [Scene((l.category if setting == 's4' else l.name,), *[frozenset({l.name})]*2) for l in bank.labels for _ in range(each)]
-        self.fingerprint = content_hash([bank.name, bank.key, setting, split, each, T, floor, seed, code_hash('avsrepro.data.assets', 'avsrepro.data.audio', 'avsrepro.data.scenes')])
+        self.scenes = [
+            Scene((l.category if setting == 's4' else l.name,), *[frozenset({l.name})] * 2)
+            for l in bank.labels
+            for _ in range(each)
+        ]
+        self.fingerprint = content_hash(
+            [
+                bank.name,
+                bank.key,
+                setting,
+                split,
+                each,
+                T,
+                floor,
+                seed,
+                code_hash('avsrepro.data.assets', 'avsrepro.data.audio', 'avsrepro.data.scenes'),
+            ]
+        )
 
-    def __len__(self) -> int: return len(self.ids)
+    def __len__(self) -> int:
+        return len(self.ids)
 
-    def __getitem__(self, i:int) -> Clip:
+    def __getitem__(self, i: int) -> Clip:
         on, draw = np.ones((1, self.T), bool), rng(self.seed, 'bank sound', self.split, self.ids[i])
-        wav = torch.from_numpy(sound_track(self.bank, self.split, [i//self.each], on, self.floor, draw)).float()[None]
-        return without_pictures(wav, front_end_mel(wav, self.T), id=self.ids[i], setting=self.setting, split=self.split, category=self.scenes[i].categories[0])
+        wav = torch.from_numpy(
+            sound_track(self.bank, self.split, [i // self.each], on, self.floor, draw)
+        ).float()[None]
+        return without_pictures(
+            wav,
+            front_end_mel(wav, self.T),
+            id=self.ids[i],
+            setting=self.setting,
+            split=self.split,
+            category=self.scenes[i].categories[0],
+        )
 
 # %% ../../nbs/data/44_robust.ipynb #ba84f8c5
 KINDS = ('silence', 'noise', 'offscreen', 'unseen')
 
+
 class Negatives(Derived):
     "A data set with the sound of every clip replaced by one that does not belong to it. `info` says `condition`, `negative` and `sound`."
-    def __init__(self, clips:Sequence,
-                 kind:str,  # 'silence', 'noise', 'offscreen' or 'unseen'
-                 front_end:str='matched',  # or 'release'
-                 empty:bool=False,  # an all-empty target, for training; otherwise the positive one stays
-                 noise:str='byte',  # kind of noise: 'byte', 'white' or 'brown'
-                 category:str|None=None,  # of `unseen_sounds`
-                 pool:Sequence|None=None,  # off-screen: the clips whose sounds are heard; default `clips`
-                 seed:int=42, groups:Mapping[str, str]|None=None, fallback:bool|None=None,  # as in `offscreen_pairs`
-                 root:str|Path|None=None,  # unseen: the folder of VOC x ESC; found when not given
-                 bank:str='voc_esc'  # unseen: where the sounds come from; 'procedural' synthesises those of `recipes(unseen=True)`
-                ):
-        if kind not in KINDS: raise unknown('kind of negatives', kind, KINDS)
-        if front_end not in FRONT_ENDS: raise unknown('front end', front_end, FRONT_ENDS)
-        self.kind, self.front_end, self.empty, self.seed, index = kind, front_end, empty, seed, range(len(clips))
-        settings, self.pool = dict(kind=kind, front_end=front_end, empty=empty, seed=seed), clips if pool is None else pool
-        if kind == 'noise': settings |= self._with_noise(noise)
-        if kind == 'offscreen': settings |= self._pair(clips, groups, fallback)
-        if kind == 'unseen': index, settings = (found := self._find(clips, category, root, bank))[0], settings | found[1]
-        super().__init__(clips, [clips.ids[i] for i in index], settings, *([self.pool] if kind == 'offscreen' else []), index=index)
 
-    def _with_noise(self, noise:str) -> dict:
-        if noise not in NOISES: raise unknown('kind of noise', noise, NOISES)
+    def __init__(
+        self,
+        clips: Sequence,
+        kind: str,  # 'silence', 'noise', 'offscreen' or 'unseen'
+        front_end: str = 'matched',  # or 'release'
+        empty: bool = False,  # an all-empty target, for training; otherwise the positive one stays
+        noise: str = 'byte',  # kind of noise: 'byte', 'white' or 'brown'
+        category: str | None = None,  # of `unseen_sounds`
+        pool: Sequence | None = None,  # off-screen: the clips whose sounds are heard; default `clips`
+        seed: int = 42,
+        groups: Mapping[str, str] | None = None,
+        fallback: bool | None = None,  # as in `offscreen_pairs`
+        root: str | Path | None = None,  # unseen: the folder of VOC x ESC; found when not given
+        bank: str = 'voc_esc',  # unseen: where the sounds come from; 'procedural' synthesises those of `recipes(unseen=True)`
+    ):
+        if kind not in KINDS:
+            raise unknown('kind of negatives', kind, KINDS)
+        if front_end not in FRONT_ENDS:
+            raise unknown('front end', front_end, FRONT_ENDS)
+        self.kind, self.front_end, self.empty, self.seed, index = (
+            kind,
+            front_end,
+            empty,
+            seed,
+            range(len(clips)),
+        )
+        settings, self.pool = (
+            dict(kind=kind, front_end=front_end, empty=empty, seed=seed),
+            clips if pool is None else pool,
+        )
+        if kind == 'noise':
+            settings |= self._with_noise(noise)
+        if kind == 'offscreen':
+            settings |= self._pair(clips, groups, fallback)
+        if kind == 'unseen':
+            index, settings = (found := self._find(clips, category, root, bank))[0], settings | found[1]
+        super().__init__(
+            clips,
+            [clips.ids[i] for i in index],
+            settings,
+            *([self.pool] if kind == 'offscreen' else []),
+            index=index,
+        )
+
+    def _with_noise(self, noise: str) -> dict:
+        if noise not in NOISES:
+            raise unknown('kind of noise', noise, NOISES)
         self.noise = noise
         return dict(noise=noise)
 
-    def _pair(self, clips:Sequence, groups:Mapping[str, str]|None, fallback:bool|None) -> dict:
+    def _pair(self, clips: Sequence, groups: Mapping[str, str] | None, fallback: bool | None) -> dict:
         "Draw the off-screen pairs: `pairs` are indices into `pool`, `fallbacks` the clips that got any other sound."
-        scenes, other = scenes_of(clips), None if self.pool is clips else (scenes_of(self.pool), self.pool.ids)
+        scenes, other = (
+            scenes_of(clips),
+            None if self.pool is clips else (scenes_of(self.pool), self.pool.ids),
+        )
         setting = getattr(clips, 'setting', None) or clips[0].info['setting']
         self.pairs, fell = offscreen_pairs(scenes, clips.ids, setting, other, self.seed, groups, fallback)
         self.fallbacks = [i for i, f in zip(clips.ids, fell) if f]
         return dict(groups=dict(groups) if groups else None, fallback=fallback)
 
-    def _find(self, clips:Sequence, category:str|None, root:str|Path|None, bank:str) -> tuple[list[int], dict]:
+    def _find(
+        self, clips: Sequence, category: str | None, root: str | Path | None, bank: str
+    ) -> tuple[list[int], dict]:
         "The clips in which no source of an unseen category is seen, and settings that name its sounds."
         self.bank = open_bank(bank) if bank == 'procedural' else copy(VocEscBank(root))
         sounds = synthesised_unseen() if bank == 'procedural' else unseen_sounds(Path(self.bank.root))
-        if category not in sounds: raise unknown('unseen category', str(category), sounds)
+        if category not in sounds:
+            raise unknown('unseen category', str(category), sounds)
         self.category, self.sort = category, list(sounds).index(category) if bank == 'procedural' else 0
-        if bank != 'procedural': self.bank.sounds = {('unseen', 0): list(sounds[category].files)}
+        if bank != 'procedural':
+            self.bank.sounds = {('unseen', 0): list(sounds[category].files)}
         index = [i for i, s in enumerate(scenes_of(clips)) if not s.visible & sounds[category].related]
-        check(bool(index), f"unseen category '{category}': every clip shows what could make this sound; expected at least one that does not.")
-        return index, dict(category=category, files=self.bank.key if bank == 'procedural' else content_hash(sounds[category].files))
+        check(
+            bool(index),
+            f"unseen category '{category}': every clip shows what could make this sound; expected at least one that does not.",
+        )
+        return index, dict(
+            category=category,
+            files=self.bank.key if bank == 'procedural' else content_hash(sounds[category].files),
+        )
 
-    def raw_sound(self, i:int, T:int) -> tuple[Tensor, int, Tensor|None]:
+    def raw_sound(self, i: int, T: int) -> tuple[Tensor, int, Tensor | None]:
         "Waveform `[C,S]`, its rate, and its log-mel if there is one."
         name = self.ids[i]
-        if self.kind == 'silence': return silence(T, channels=1), SAMPLE_RATE, None
+        if self.kind == 'silence':
+            return silence(T, channels=1), SAMPLE_RATE, None
         if self.kind == 'noise':
             wav, rate = make_noise(self.noise, T, self.seed, name)
             return wav[None], rate, None
         if self.kind == 'unseen':
-            wav = sound_track(self.bank, 'unseen', [self.sort], np.ones((1, T), bool), .002, rng(self.seed, 'unseen', self.category, name))
+            wav = sound_track(
+                self.bank,
+                'unseen',
+                [self.sort],
+                np.ones((1, T), bool),
+                0.002,
+                rng(self.seed, 'unseen', self.category, name),
+            )
             return torch.from_numpy(wav).float()[None], SAMPLE_RATE, None
         wav, mel = sound_of(self.pool, self.pairs[i])
         return wav, SAMPLE_RATE, mel
 
-    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]:
+    def sound(self, i: int, T: int) -> tuple[Tensor, Tensor]:
         wav, rate, mel = self.raw_sound(i, T)
         audio = resample(wav, rate).clamp(-1, 1)
-        if self.front_end == 'release': return audio, front_end_mel(wav, T, 'release', rate)  # which hears what is above 8 kHz
+        if self.front_end == 'release':
+            return audio, front_end_mel(wav, T, 'release', rate)  # which hears what is above 8 kHz
         return audio, front_end_mel(audio, T) if mel is None else fit_examples(mel, T)
 
-    def blank(self, i:int) -> bool: return self.empty
+    def blank(self, i: int) -> bool:
+        return self.empty
 
-    def label(self, i:int) -> dict[str, Any]:
-        what = {'silence': 'silence', 'noise': f'{getattr(self, "noise", "")} noise', 'unseen': getattr(self, 'category', '')}.get(self.kind) or self.pool.ids[self.pairs[i]]
+    def label(self, i: int) -> dict[str, Any]:
+        what = {
+            'silence': 'silence',
+            'noise': f'{getattr(self, "noise", "")} noise',
+            'unseen': getattr(self, 'category', ''),
+        }.get(self.kind) or self.pool.ids[self.pairs[i]]
         return dict(condition=self.kind, negative=True, sound=what)
 
 # %% ../../nbs/data/44_robust.ipynb #a8f88a1b
 class Positives(Derived):
     "A data set in one of the two front ends; sounds and targets stay."
-    def __init__(self, clips:Sequence, front_end:str='release'):
-        if front_end not in FRONT_ENDS: raise unknown('front end', front_end, FRONT_ENDS)
+
+    def __init__(self, clips: Sequence, front_end: str = 'release'):
+        if front_end not in FRONT_ENDS:
+            raise unknown('front end', front_end, FRONT_ENDS)
         super().__init__(clips, clips.ids, dict(front_end=front_end))
 
-    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]|None:
-        if self.settings['front_end'] == 'matched': return None
+    def sound(self, i: int, T: int) -> tuple[Tensor, Tensor] | None:
+        if self.settings['front_end'] == 'matched':
+            return None
         audio, _ = sound_of(self.clips, i)
         return audio, front_end_mel(audio, T, 'release')
 
+
 class WithOffscreen(Derived):
     "A data set with an off-screen sound added to each clip's own; the target stays, because the object still sounds."
-    def __init__(self, clips:Sequence, snr_db:float=0.,  # the clip's own sound over the added one, 10 log10 of the ratio of mean powers
-                 front_end:str='matched', pool:Sequence|None=None, seed:int=42, groups:Mapping[str, str]|None=None, fallback:bool|None=None):
-        self.negatives = Negatives(clips, 'offscreen', front_end, pool=pool, seed=seed, groups=groups, fallback=fallback)
-        super().__init__(clips, clips.ids, {**self.negatives.settings, 'kind': 'with-offscreen', 'snr_db': snr_db}, self.negatives.pool)
 
-    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]:
+    def __init__(
+        self,
+        clips: Sequence,
+        snr_db: float = 0.0,  # the clip's own sound over the added one, 10 log10 of the ratio of mean powers
+        front_end: str = 'matched',
+        pool: Sequence | None = None,
+        seed: int = 42,
+        groups: Mapping[str, str] | None = None,
+        fallback: bool | None = None,
+    ):
+        self.negatives = Negatives(
+            clips, 'offscreen', front_end, pool=pool, seed=seed, groups=groups, fallback=fallback
+        )
+        super().__init__(
+            clips,
+            clips.ids,
+            {**self.negatives.settings, 'kind': 'with-offscreen', 'snr_db': snr_db},
+            self.negatives.pool,
+        )
+
+    def sound(self, i: int, T: int) -> tuple[Tensor, Tensor]:
         audio, (other, *_) = sound_of(self.clips, i)[0], self.negatives.raw_sound(i, T)
         other = F.pad(to_mono(other), (0, audio.shape[-1] - other.shape[-1]))
         own, added = audio.square().mean(), other.square().mean()
-        wav = audio + other*(own/added*10**(-self.settings['snr_db']/10)).sqrt() if own > 0 and added > 0 else audio + other
-        wav = wav/wav.abs().max().clamp(min=1)
+        wav = (
+            audio + other * (own / added * 10 ** (-self.settings['snr_db'] / 10)).sqrt()
+            if own > 0 and added > 0
+            else audio + other
+        )
+        wav = wav / wav.abs().max().clamp(min=1)
         return wav, front_end_mel(wav, T, self.negatives.front_end)
 
-    def label(self, i:int) -> dict[str, Any]: return {**self.negatives.label(i), 'condition': 'with-offscreen', 'negative': False}
+    def label(self, i: int) -> dict[str, Any]:
+        return {**self.negatives.label(i), 'condition': 'with-offscreen', 'negative': False}
 
 # %% ../../nbs/data/44_robust.ipynb #c8350f1d
-def mixture_counts(clips:int,  # N
-                   ratio:float=.1,  # share of negatives, 0 to 1
-                   kinds:Sequence[str]=('offscreen', 'silence'),  # of negatives, in equal parts; the last takes what rounding leaves
-                   items:int|None=None  # default 2N
-                  ) -> dict[str, int]:
+def mixture_counts(
+    clips: int,  # N
+    ratio: float = 0.1,  # share of negatives, 0 to 1
+    kinds: Sequence[str] = (
+        'offscreen',
+        'silence',
+    ),  # of negatives, in equal parts; the last takes what rounding leaves
+    items: int | None = None,  # default 2N
+) -> dict[str, int]:
     "Items of each condition in the training mixture; `InputError` for a ratio outside 0-1. Source: reference fact 1.5."
-    check(isinstance(ratio, (int, float)) and 0 <= ratio <= 1, f'ratio: expected the share of negatives in the training mixture, from 0 to 1, found {ratio}.')
-    check(len(kinds) > 0 and len(set(kinds)) == len(kinds), f'kinds: expected each kind of negative once, found {", ".join(kinds) or "none"}.')
-    items = 2*clips if items is None else items
-    positive, each = int(items*(1 - ratio) + 1e-6), int(items*ratio/len(kinds) + 1e-6)
+    check(
+        isinstance(ratio, (int, float)) and 0 <= ratio <= 1,
+        f'ratio: expected the share of negatives in the training mixture, from 0 to 1, found {ratio}.',
+    )
+    check(
+        len(kinds) > 0 and len(set(kinds)) == len(kinds),
+        f'kinds: expected each kind of negative once, found {", ".join(kinds) or "none"}.',
+    )
+    items = 2 * clips if items is None else items
+    positive, each = int(items * (1 - ratio) + 1e-6), int(items * ratio / len(kinds) + 1e-6)
     counts = dict(positive=positive, **dict.fromkeys(kinds, each))
     counts[kinds[-1]] += items - sum(counts.values())
     return counts
 
 # %% ../../nbs/data/44_robust.ipynb #3785343e
-def _deal(n:int, count:int, draw:np.random.Generator, first:bool=False) -> list[int]:
+def _deal(n: int, count: int, draw: np.random.Generator, first: bool = False) -> list[int]:
     "`count` of `n` indices, none more than once oftener than another; `first` begins with all of them in order."
-    rounds = [np.arange(n) if first and r == 0 and count >= n else draw.permutation(n) for r in range(-(-count//n))]
+    rounds = [
+        np.arange(n) if first and r == 0 and count >= n else draw.permutation(n)
+        for r in range(-(-count // n))
+    ]
     return np.concatenate([*rounds, np.zeros(0, int)])[:count].astype(int).tolist()
+
 
 class Mixture(Derived):
     "The training set of AVSBench-Robust: positives and negatives in a given ratio; `conditions` says what each item is."
-    def __init__(self, clips:Sequence, ratio:float=.1,  # share of negatives
-                 front_end:str='matched',  # of the negatives; positives keep their log-mels
-                 kinds:Sequence[str]=('offscreen', 'silence'), items:int|None=None, seed:int=42,
-                 **options  # of `Negatives`
-                ):
+
+    def __init__(
+        self,
+        clips: Sequence,
+        ratio: float = 0.1,  # share of negatives
+        front_end: str = 'matched',  # of the negatives; positives keep their log-mels
+        kinds: Sequence[str] = ('offscreen', 'silence'),
+        items: int | None = None,
+        seed: int = 42,
+        **options,  # of `Negatives`
+    ):
         counts = mixture_counts(len(clips), ratio, kinds, items)
-        self.negatives = {k: Negatives(clips, k, front_end, empty=True, seed=seed, **options) for k in kinds if counts[k]}
-        self.plan = [(c, i) for c, n in counts.items() for i in _deal(len(self.negatives.get(c, clips)), n, rng(seed, 'mixture', c), c == 'positive')]
+        self.negatives = {
+            k: Negatives(clips, k, front_end, empty=True, seed=seed, **options) for k in kinds if counts[k]
+        }
+        self.plan = [
+            (c, i)
+            for c, n in counts.items()
+            for i in _deal(len(self.negatives.get(c, clips)), n, rng(seed, 'mixture', c), c == 'positive')
+        ]
         self.conditions, seen, ids = [c for c, _ in self.plan], Counter(), []
         for c, i in self.plan:
             seen[c, i] += 1
             again = f'#{c}' if c != 'positive' else ''
             ids.append(clips.ids[i] + again + (f'#{seen[c, i]}' if seen[c, i] > 1 else ''))
         below = {k: v.settings for k, v in self.negatives.items()}
-        super().__init__(clips, ids, dict(ratio=ratio, front_end=front_end, kinds=list(kinds), items=items, seed=seed, negatives=below), *(v.pool for v in self.negatives.values()),
-                         index=[k if c == 'positive' else self.negatives[c].index[k] for c, k in self.plan])
+        super().__init__(
+            clips,
+            ids,
+            dict(
+                ratio=ratio, front_end=front_end, kinds=list(kinds), items=items, seed=seed, negatives=below
+            ),
+            *(v.pool for v in self.negatives.values()),
+            index=[k if c == 'positive' else self.negatives[c].index[k] for c, k in self.plan],
+        )
 
-    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]|None:
+    def sound(self, i: int, T: int) -> tuple[Tensor, Tensor] | None:
         condition, k = self.plan[i]
         return None if condition == 'positive' else self.negatives[condition].sound(k, T)
 
-    def blank(self, i:int) -> bool: return self.conditions[i] != 'positive'
+    def blank(self, i: int) -> bool:
+        return self.conditions[i] != 'positive'
 
-    def label(self, i:int) -> dict[str, Any]:
+    def label(self, i: int) -> dict[str, Any]:
         condition, k = self.plan[i]
         return super().label(i) if condition == 'positive' else self.negatives[condition].label(k)
 
 # %% ../../nbs/data/44_robust.ipynb #16153b3d
 FOLDERS = {'offscreen': 'misaligned', 'noise': 'noise'}
 
-def stored_files(clips:Sequence, i:int, kind:str) -> tuple[Path, Path]:
-    "Sound and log-mel of a negative in the released layout. `clips` are S4 or MS3 on disk."
-    if kind not in ('silence', *FOLDERS): raise unknown('kind of stored negatives', kind, ('silence', *FOLDERS))
-    check(hasattr(clips, 'raw_paths') and clips.setting in AVOID, 'negatives are stored beside S4 or MS3 on disk only.')
-    data = Path(clips.root)/layout_of(clips.setting).folder/f'{clips.setting}_data'
-    if kind == 'silence': return data/'silent.wav', data/'silent.pkl'
-    inside = clips.raw_paths(i).audio.relative_to(data/'audio_wav')
-    return data/f'audio_wav_{FOLDERS[kind]}'/inside, data/f'audio_log_mel_{FOLDERS[kind]}'/inside.with_suffix('.pkl')
 
-def write_negatives(clips:Sequence,  # a split of S4 or MS3 on disk
-                    seed:int=42, noise:str='byte', **options  # of `Negatives`, for the off-screen pairs
-                   ) -> None:
+def stored_files(clips: Sequence, i: int, kind: str) -> tuple[Path, Path]:
+    "Sound and log-mel of a negative in the released layout. `clips` are S4 or MS3 on disk."
+    if kind not in ('silence', *FOLDERS):
+        raise unknown('kind of stored negatives', kind, ('silence', *FOLDERS))
+    check(
+        hasattr(clips, 'raw_paths') and clips.setting in AVOID,
+        'negatives are stored beside S4 or MS3 on disk only.',
+    )
+    data = Path(clips.root) / layout_of(clips.setting).folder / f'{clips.setting}_data'
+    if kind == 'silence':
+        return data / 'silent.wav', data / 'silent.pkl'
+    inside = clips.raw_paths(i).audio.relative_to(data / 'audio_wav')
+    return (
+        data / f'audio_wav_{FOLDERS[kind]}' / inside,
+        data / f'audio_log_mel_{FOLDERS[kind]}' / inside.with_suffix('.pkl'),
+    )
+
+
+def write_negatives(
+    clips: Sequence,  # a split of S4 or MS3 on disk
+    seed: int = 42,
+    noise: str = 'byte',
+    **options,  # of `Negatives`, for the off-screen pairs
+) -> None:
     "Write all three kinds of negatives of a split beside it, in the released layout."
     for kind in ('silence', *FOLDERS):
-        made = Negatives(clips, kind, 'release', noise=noise, seed=seed, **(options if kind == 'offscreen' else {}))
+        made = Negatives(
+            clips, kind, 'release', noise=noise, seed=seed, **(options if kind == 'offscreen' else {})
+        )
         for i in range(len(made) if kind != 'silence' else 1):
             sound, mel = stored_files(clips, i, kind)
             T = len(clips.raw_paths(i).frames)
@@ -457,26 +788,44 @@ def write_negatives(clips:Sequence,  # a split of S4 or MS3 on disk
             write_audio(sound, wav, rate)
             save_log_mel(mel, front_end_mel(wav, T, 'release', rate))
 
+
 class StoredNegatives(Derived):
     "Negatives read from the released layout; `InputError` when a folder does not hold one file per clip of the split."
-    def __init__(self, clips:Sequence, kind:str, front_end:str='release', empty:bool=False):
-        if front_end not in FRONT_ENDS: raise unknown('front end', front_end, FRONT_ENDS)
-        super().__init__(clips, clips.ids, dict(kind=kind, front_end=front_end, empty=empty))
-        for path in stored_files(clips, 0, kind)[:1 if front_end == 'matched' else 2]:
-            if kind == 'silence': check(path.is_file(), f'{path}: not found; expected the one silent file of the data set.')
-            else: self._count(path)
-        if hasattr(self, 'fingerprint'): del self.fingerprint  # the files may be anybody's
 
-    def _count(self, path:Path) -> None:
+    def __init__(self, clips: Sequence, kind: str, front_end: str = 'release', empty: bool = False):
+        if front_end not in FRONT_ENDS:
+            raise unknown('front end', front_end, FRONT_ENDS)
+        super().__init__(clips, clips.ids, dict(kind=kind, front_end=front_end, empty=empty))
+        for path in stored_files(clips, 0, kind)[: 1 if front_end == 'matched' else 2]:
+            if kind == 'silence':
+                check(path.is_file(), f'{path}: not found; expected the one silent file of the data set.')
+            else:
+                self._count(path)
+        if hasattr(self, 'fingerprint'):
+            del self.fingerprint  # the files may be anybody's
+
+    def _count(self, path: Path) -> None:
         "One file per clip in the folder of the split that `path` lies in."
         folder = next(p for p in path.parents if p.name == self.split and p.parent.name.startswith('audio_'))
         found = sum(1 for _ in folder.rglob(f'*{path.suffix}'))
-        check(found == len(self), f"{folder}: holds {found} {path.suffix} files; expected {len(self)}, one for each clip of the split '{self.split}'.")
+        check(
+            found == len(self),
+            f"{folder}: holds {found} {path.suffix} files; expected {len(self)}, one for each clip of the split '{self.split}'.",
+        )
 
-    def sound(self, i:int, T:int) -> tuple[Tensor, Tensor]:
+    def sound(self, i: int, T: int) -> tuple[Tensor, Tensor]:
         sound, stored = stored_files(self.clips, i, self.settings['kind'])
         wav = read_audio(sound)
-        return wav, fit_examples(load_log_mel(stored), T) if self.settings['front_end'] == 'release' else front_end_mel(wav, T)
+        return wav, fit_examples(load_log_mel(stored), T) if self.settings[
+            'front_end'
+        ] == 'release' else front_end_mel(wav, T)
 
-    def blank(self, i:int) -> bool: return self.settings['empty']
-    def label(self, i:int) -> dict[str, Any]: return dict(condition=self.settings['kind'], negative=True, sound=stored_files(self.clips, i, self.settings['kind'])[0].name)
+    def blank(self, i: int) -> bool:
+        return self.settings['empty']
+
+    def label(self, i: int) -> dict[str, Any]:
+        return dict(
+            condition=self.settings['kind'],
+            negative=True,
+            sound=stored_files(self.clips, i, self.settings['kind'])[0].name,
+        )

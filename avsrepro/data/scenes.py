@@ -29,9 +29,11 @@ from .layouts import Clip, metadata_row, write_clip, write_metadata
 # %% ../../nbs/data/40_scenes.ipynb #b9a90429
 SEGMENT = 0.96  # seconds of sound behind one frame: one VGGish example (reference facts, section 2)
 
+
 @dataclass(frozen=True)
 class SceneConfig:
     "A generated data set: equal configurations give equal files."
+
     bank: str = 'procedural'  # 'procedural' or 'voc_esc'
     setting: str = 'ms3'  # 's4', 'ms3' or 'avss'
     style: str = 'cutouts'  # 'cutouts' on a background, or a 'collage' of whole photographs
@@ -39,105 +41,160 @@ class SceneConfig:
     train: int = 400  # clips of each split
     val: int = 60
     test: int = 120
-    sounding: float = .4  # chance of an object to sound in a segment (MS3, AVSS)
-    change: float = .6  # chance that the sounding subset is drawn anew from one segment to the next
+    sounding: float = 0.4  # chance of an object to sound in a segment (MS3, AVSS)
+    change: float = 0.6  # chance that the sounding subset is drawn anew from one segment to the next
     silent: tuple[int, int] = (0, 2)  # least and most silent objects beside the sounding one (S4)
     objects: tuple[int, int] = (2, 4)  # least and most objects (MS3, AVSS)
-    floor: float = .002  # RMS of the white noise under every recording
+    floor: float = 0.002  # RMS of the white noise under every recording
     seed: int = 0
 
     def __post_init__(self):
-        if self.setting not in ('s4', 'ms3', 'avss'): raise unknown('setting', self.setting, ('s4', 'ms3', 'avss'))
-        if self.style not in ('cutouts', 'collage'): raise unknown('style', self.style, ('cutouts', 'collage'))
+        if self.setting not in ('s4', 'ms3', 'avss'):
+            raise unknown('setting', self.setting, ('s4', 'ms3', 'avss'))
+        if self.style not in ('cutouts', 'collage'):
+            raise unknown('style', self.style, ('cutouts', 'collage'))
         check(self.size >= 16, f'size is {self.size}; a frame needs at least 16 pixels.')
         check(min(self.train, self.val, self.test) >= 1, 'each split needs at least one clip.')
 
 # %% ../../nbs/data/40_scenes.ipynb #32340424
-def schedule(cfg:SceneConfig, n_objects:int, n_frames:int, rng:np.random.Generator) -> np.ndarray:
+def schedule(cfg: SceneConfig, n_objects: int, n_frames: int, rng: np.random.Generator) -> np.ndarray:
     "Who sounds when, bool `[objects, frames]`: object 0 always (S4), or a changing subset (MS3, AVSS)."
     on = np.zeros((n_objects, n_frames), bool)
-    if cfg.setting == 's4': on[0] = True; return on
+    if cfg.setting == 's4':
+        on[0] = True
+        return on
     for t in range(n_frames):
-        on[:, t] = rng.random(n_objects) < cfg.sounding if t == 0 or rng.random() < cfg.change else on[:, t - 1]
+        on[:, t] = (
+            rng.random(n_objects) < cfg.sounding if t == 0 or rng.random() < cfg.change else on[:, t - 1]
+        )
     return on
 
 # %% ../../nbs/data/40_scenes.ipynb #4b8e2383
-def sound_track(bank:Bank, split:str, labels:list[int], on:np.ndarray, floor:float, rng:np.random.Generator) -> np.ndarray:
+def sound_track(
+    bank: Bank, split: str, labels: list[int], on: np.ndarray, floor: float, rng: np.random.Generator
+) -> np.ndarray:
     "The mixture of all objects' recordings over the clip, float32 `[S]`, peak at most 1; `T` frames last `T` seconds."
-    T = on.shape[1]; n, step, fade = T*SAMPLE_RATE, int(SEGMENT*SAMPLE_RATE), 80
-    mix = rng.standard_normal(n).astype(np.float32)*floor
+    T = on.shape[1]
+    n, step, fade = T * SAMPLE_RATE, int(SEGMENT * SAMPLE_RATE), 80
+    mix = rng.standard_normal(n).astype(np.float32) * floor
     for k, label in enumerate(labels):
         gate = np.repeat(on[k].astype(np.float32), step)
         gate = np.concatenate([gate, np.full(n - len(gate), gate[-1], np.float32)])
         gate = uniform_filter1d(gate, fade, mode='constant')
-        mix += bank.sound(split, label, rng, T)[:n]*gate*10**(rng.uniform(-3, 3)/20)
-    return mix/max(1., np.abs(mix).max())
+        mix += bank.sound(split, label, rng, T)[:n] * gate * 10 ** (rng.uniform(-3, 3) / 20)
+    return mix / max(1.0, np.abs(mix).max())
 
 # %% ../../nbs/data/40_scenes.ipynb #15332957
-def cutout_frames(bank:Bank, cfg:SceneConfig, split:str, labels:list[int], T:int, rng:np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def cutout_frames(
+    bank: Bank, cfg: SceneConfig, split: str, labels: list[int], T: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     "Frames uint8 `[T,H,W,3]` and masks bool `[T,objects,H,W]` of moving cut-outs."
     n, S = len(labels), cfg.size
     ground = bank.background(split, rng, (S, S))
-    pieces = [bank.cutout(split, l, rng, int(S*rng.uniform(.46, .7))) for l in labels]
-    centres = spread(n, rng)*S
-    speed, sway, phase = rng.normal(0, .03*S, (n, 2)), rng.uniform(0, .03*S, (n, 2)), rng.uniform(0, 6.3, (n, 2))
+    pieces = [bank.cutout(split, l, rng, int(S * rng.uniform(0.46, 0.7))) for l in labels]
+    centres = spread(n, rng) * S
+    speed, sway, phase = (
+        rng.normal(0, 0.03 * S, (n, 2)),
+        rng.uniform(0, 0.03 * S, (n, 2)),
+        rng.uniform(0, 6.3, (n, 2)),
+    )
     frames, masks = np.repeat(ground[None], T, 0), np.zeros((T, n, S, S), bool)
     for t in range(T):
         for k, p in enumerate(pieces):
-            x, y = centres[k] + speed[k]*(t - T/2) + sway[k]*np.sin(1.5*t + phase[k])
-            paste(frames[t], masks[t], k, p, int(y - p.shape[0]/2), int(x - p.shape[1]/2))
+            x, y = centres[k] + speed[k] * (t - T / 2) + sway[k] * np.sin(1.5 * t + phase[k])
+            paste(frames[t], masks[t], k, p, int(y - p.shape[0] / 2), int(x - p.shape[1] / 2))
     return frames, masks
 
-def spread(n:int, rng:np.random.Generator, tries:int=20) -> np.ndarray:
+
+def spread(n: int, rng: np.random.Generator, tries: int = 20) -> np.ndarray:
     "`n` centres in 0-1 `[n,2]` that keep their distance: the best of some random draws."
-    draws = rng.uniform(.2, .8, (tries, n, 2))
+    draws = rng.uniform(0.2, 0.8, (tries, n, 2))
     gaps = [min((np.linalg.norm(a - b) for i, a in enumerate(d) for b in d[:i]), default=0) for d in draws]
     return draws[int(np.argmax(gaps))]
 
-def collage_frames(bank:Bank, cfg:SceneConfig, split:str, labels:list[int], T:int, rng:np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+
+def collage_frames(
+    bank: Bank, cfg: SceneConfig, split: str, labels: list[int], T: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     "Frames uint8 `[T,H,W,3]`, all equal, and masks bool `[T,objects,H,W]` of up to four photographs side by side."
-    n, S, h = len(labels), cfg.size, cfg.size//2
-    tiles = {1: [(0, 0, S, S)], 2: [(0, 0, S, h), (0, h, S, S - h)], 3: [(0, 0, S, h), (0, h, h, S - h), (h, h, S - h, S - h)],
-             4: [(0, 0, h, h), (0, h, h, S - h), (h, 0, S - h, h), (h, h, S - h, S - h)]}[n]
-    turned = bool(rng.random() < .5) and n > 1  # halves above one another instead of side by side
+    n, S, h = len(labels), cfg.size, cfg.size // 2
+    tiles = {
+        1: [(0, 0, S, S)],
+        2: [(0, 0, S, h), (0, h, S, S - h)],
+        3: [(0, 0, S, h), (0, h, h, S - h), (h, h, S - h, S - h)],
+        4: [(0, 0, h, h), (0, h, h, S - h), (h, 0, S - h, h), (h, h, S - h, S - h)],
+    }[n]
+    turned = bool(rng.random() < 0.5) and n > 1  # halves above one another instead of side by side
     frame, masks = np.zeros((S, S, 3), np.uint8), np.zeros((n, S, S), bool)
     for k, place in enumerate(rng.permutation(n)):
         y, x, th, tw = tiles[place]
-        if turned: y, x, th, tw = x, y, tw, th
-        frame[y:y + th, x:x + tw], masks[k, y:y + th, x:x + tw] = bank.photo(split, labels[k], rng, (th, tw))
+        if turned:
+            y, x, th, tw = x, y, tw, th
+        frame[y : y + th, x : x + tw], masks[k, y : y + th, x : x + tw] = bank.photo(
+            split, labels[k], rng, (th, tw)
+        )
     return np.repeat(frame[None], T, 0), np.repeat(masks[None], T, 0)
 
 # %% ../../nbs/data/40_scenes.ipynb #f266b5c3
-def compose(cfg:SceneConfig, split:str, index:int, bank:Bank|None=None) -> Clip:
+def compose(cfg: SceneConfig, split: str, index: int, bank: Bank | None = None) -> Clip:
     "Clip `index` of a split: deterministic in the configuration, the split and the index."
     bank = bank or open_bank(cfg.bank)
-    see, choose, hear = (rng(cfg.seed, cfg.bank, cfg.setting, split, index, what) for what in ('see', 'choose', 'hear'))
+    see, choose, hear = (
+        rng(cfg.seed, cfg.bank, cfg.setting, split, index, what) for what in ('see', 'choose', 'hear')
+    )
     low, high = (1 + cfg.silent[0], 1 + cfg.silent[1]) if cfg.setting == 's4' else cfg.objects
-    labels = see.permutation(len(bank.labels))[:see.integers(low, high + 1)].tolist()
+    labels = see.permutation(len(bank.labels))[: see.integers(low, high + 1)].tolist()
     T = 10 if cfg.setting == 'avss' and index % 2 else 5
     draw = cutout_frames if cfg.style == 'cutouts' else collage_frames
     order = see.permutation(len(labels))  # S4's sounding object is not always the one behind
     frames, masks = draw(bank, cfg, split, [labels[i] for i in order], T, see)
     masks = masks[:, np.argsort(order)]
     on = schedule(cfg, len(labels), T, choose)
-    ids = [l + 1 for l in labels] if cfg.setting == 'avss' else [1]*len(labels)
-    target = sum((masks[:, k]*on[k, :, None, None]*ids[k] for k in range(len(labels))), np.zeros(masks[:, 0].shape, np.int64))
+    ids = [l + 1 for l in labels] if cfg.setting == 'avss' else [1] * len(labels)
+    target = sum(
+        (masks[:, k] * on[k, :, None, None] * ids[k] for k in range(len(labels))),
+        np.zeros(masks[:, 0].shape, np.int64),
+    )
     wav = torch.from_numpy(sound_track(bank, split, labels, on, cfg.floor, hear)).float()[None]
     supervised = torch.ones(T, dtype=torch.bool)
-    if cfg.setting == 's4' and split == 'train': supervised[1:] = False
+    if cfg.setting == 's4' and split == 'train':
+        supervised[1:] = False
     source = cfg.bank if cfg.setting != 'avss' else 'v2' if T == 10 else 'v1m'
-    info = dict(id=f'{cfg.bank}_{split}_{index:05d}', setting=cfg.setting, split=split, source=source, objects=[bank.labels[l].name for l in labels], on=on.astype(int).tolist(),
-                category=bank.labels[labels[0]].category if cfg.setting == 's4' else '_'.join(bank.labels[l].name for l, o in zip(labels, on) if o.any()))
-    return Clip(frames=torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), audio=wav, mel=fit_examples(log_mel(wav[0], SAMPLE_RATE), T),
-                target=torch.from_numpy(target), supervised=supervised, info=info)
+    info = dict(
+        id=f'{cfg.bank}_{split}_{index:05d}',
+        setting=cfg.setting,
+        split=split,
+        source=source,
+        objects=[bank.labels[l].name for l in labels],
+        on=on.astype(int).tolist(),
+        category=bank.labels[labels[0]].category
+        if cfg.setting == 's4'
+        else '_'.join(bank.labels[l].name for l, o in zip(labels, on) if o.any()),
+    )
+    return Clip(
+        frames=torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(),
+        audio=wav,
+        mel=fit_examples(log_mel(wav[0], SAMPLE_RATE), T),
+        target=torch.from_numpy(target),
+        supervised=supervised,
+        info=info,
+    )
 
 # %% ../../nbs/data/40_scenes.ipynb #b1f48f33
-def dataset_key(cfg:SceneConfig) -> str:
+def dataset_key(cfg: SceneConfig) -> str:
     "Hash of all that the files of `cfg` depend on: its values, the bank's assets, and the code."
-    return content_hash(dict(config=asdict(cfg), bank=open_bank(cfg.bank).key,
-                             code=code_hash('avsrepro.data.scenes', 'avsrepro.data.assets', 'avsrepro.data.audio', 'avsrepro.data.layouts')))
+    return content_hash(
+        dict(
+            config=asdict(cfg),
+            bank=open_bank(cfg.bank).key,
+            code=code_hash(
+                'avsrepro.data.scenes', 'avsrepro.data.assets', 'avsrepro.data.audio', 'avsrepro.data.layouts'
+            ),
+        )
+    )
 
-def _write(job:tuple[SceneConfig,str,int,str]) -> tuple[dict, dict]:
+
+def _write(job: tuple[SceneConfig, str, int, str]) -> tuple[dict, dict]:
     "Compose and write one clip; returns its table row and its info."
     torch.set_num_threads(1)
     cfg, split, index, folder = job
@@ -145,26 +202,37 @@ def _write(job:tuple[SceneConfig,str,int,str]) -> tuple[dict, dict]:
     write_clip(folder, cfg.setting, clip)
     return metadata_row(cfg.setting, clip), clip.info
 
-def write_dataset(cfg:SceneConfig, folder:str|Path, jobs:int|None=None, progress:bool=True) -> None:
+
+def write_dataset(
+    cfg: SceneConfig, folder: str | Path, jobs: int | None = None, progress: bool = True
+) -> None:
     "Write all clips and the table of `cfg` into `folder`, with `jobs` processes (default: one a core)."
-    work = [(cfg, split, i, str(folder)) for split in ('train', 'val', 'test') for i in range(getattr(cfg, split))]
-    jobs = min(jobs or cores(), max(1, len(work)//32))
-    bar = dict(total=len(work), desc=f'{cfg.bank} {cfg.setting}', unit='clip', disable=not progress or None, delay=2)
-    if jobs == 1: done = list(tqdm(map(_write, work), **bar))
+    work = [
+        (cfg, split, i, str(folder)) for split in ('train', 'val', 'test') for i in range(getattr(cfg, split))
+    ]
+    jobs = min(jobs or cores(), max(1, len(work) // 32))
+    bar = dict(
+        total=len(work), desc=f'{cfg.bank} {cfg.setting}', unit='clip', disable=not progress or None, delay=2
+    )
+    if jobs == 1:
+        done = list(tqdm(map(_write, work), **bar))
     else:
-        with worker_pool(jobs) as pool: done = list(tqdm(pool.map(_write, work, chunksize=8), **bar))
+        with worker_pool(jobs) as pool:
+            done = list(tqdm(pool.map(_write, work, chunksize=8), **bar))
     rows, infos = zip(*done)
     classes = ['background', *(l.name for l in open_bank(cfg.bank).labels)] if cfg.setting == 'avss' else None
     write_metadata(folder, cfg.setting, rows, classes)
-    atomic_write(Path(folder)/'scenes.json', json.dumps(dict(config=asdict(cfg), clips=infos)))
+    atomic_write(Path(folder) / 'scenes.json', json.dumps(dict(config=asdict(cfg), clips=infos)))
 
-def make_dataset(cfg:SceneConfig, jobs:int|None=None, progress:bool=True) -> Path:
+
+def make_dataset(cfg: SceneConfig, jobs: int | None = None, progress: bool = True) -> Path:
     "The folder with the data set of `cfg`, in the cache; made when it is not there. Two processes that ask at once make it once."
-    place = cache_dir('data')/f'{cfg.bank}-{cfg.setting}-{dataset_key(cfg)}'
+    place = cache_dir('data') / f'{cfg.bank}-{cfg.setting}-{dataset_key(cfg)}'
     with locked(place):
         if not place.exists():
             part = place.with_name(place.name + '.part')
-            shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
             write_dataset(cfg, part, jobs, progress)
             publish(part, place)
     return place

@@ -31,84 +31,152 @@ from .layouts import SPLITS, VOID, Clip, decode_classes, decode_frame
 
 # %% ../../nbs/data/22_vpo.ipynb #c8c3bfec
 VPO_SETTINGS = ('vpo-ss', 'vpo-ms', 'vpo-msmi')
-SECONDS = 3.  # of sound per sample (facts 1.4)
-VPO_CLASSES = {'airplane': 5, 'baby': 94, 'bird': 16, 'bus': 6, 'car': 3, 'cat': 17, 'cell phone': 77, 'cow': 21, 'dog': 18, 'elephant': 22, 'female': 93,
-               'horse': 19, 'keyboard': 76, 'male': 92, 'motorcycle': 4, 'mouse': 74, 'sheep': 20, 'skateboard': 41, 'sports ball': 37, 'tennis racket': 43, 'zebra': 24}
+SECONDS = 3.0  # of sound per sample (facts 1.4)
+VPO_CLASSES = {
+    'airplane': 5,
+    'baby': 94,
+    'bird': 16,
+    'bus': 6,
+    'car': 3,
+    'cat': 17,
+    'cell phone': 77,
+    'cow': 21,
+    'dog': 18,
+    'elephant': 22,
+    'female': 93,
+    'horse': 19,
+    'keyboard': 76,
+    'male': 92,
+    'motorcycle': 4,
+    'mouse': 74,
+    'sheep': 20,
+    'skateboard': 41,
+    'sports ball': 37,
+    'tennis racket': 43,
+    'zebra': 24,
+}
 
 # %% ../../nbs/data/22_vpo.ipynb #40db0be7
-def vpo_folder(root:str|Path, setting:str) -> Path:
+def vpo_folder(root: str | Path, setting: str) -> Path:
     "The folder of a setting below `root`; `InputError` for an unknown setting."
-    if setting not in VPO_SETTINGS: raise unknown('setting', setting, VPO_SETTINGS)
-    return Path(root)/'VPO'/setting.upper()
+    if setting not in VPO_SETTINGS:
+        raise unknown('setting', setting, VPO_SETTINGS)
+    return Path(root) / 'VPO' / setting.upper()
 
-def vpo_table(root:str|Path, setting:str) -> Path:
+
+def vpo_table(root: str | Path, setting: str) -> Path:
     "The path of a setting's table."
-    return vpo_folder(root, setting)/f"{setting.replace('-', '_')}_data_stereo.csv"
+    return vpo_folder(root, setting) / f"{setting.replace('-', '_')}_data_stereo.csv"
 
-def vpo_classes(root:str|Path, setting:str) -> dict[str, int]:
+
+def vpo_classes(root: str | Path, setting: str) -> dict[str, int]:
     "Name -> id in the masks, in the order of the class numbers 1, 2, ...; from `classes.json` if there is one."
-    path = vpo_folder(root, setting)/'classes.json'
-    if not path.is_file(): return dict(VPO_CLASSES)
-    try: table = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise InputError(f'{path}: cannot be read as JSON ({e}); expected {{name: id, ...}}.') from e
-    good = isinstance(table, dict) and table and all(type(v) is int and 0 < v < VOID for v in table.values()) and len(set(table.values())) == len(table)
+    path = vpo_folder(root, setting) / 'classes.json'
+    if not path.is_file():
+        return dict(VPO_CLASSES)
+    try:
+        table = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as e:
+        raise InputError(f'{path}: cannot be read as JSON ({e}); expected {{name: id, ...}}.') from e
+    good = (
+        isinstance(table, dict)
+        and table
+        and all(type(v) is int and 0 < v < VOID for v in table.values())
+        and len(set(table.values())) == len(table)
+    )
     check(bool(good), f'{path}: expected {{name: id, ...}} with ids from 1 to 254, each once.')
     return dict(sorted(table.items(), key=lambda item: item[1]))
 
 # %% ../../nbs/data/22_vpo.ipynb #cbc3b243
 COLUMNS = ('cateName', 'cateId', 'img_Id', 'ann_Ids', 'vgg_file', 'audio_pos', 'split')
 
-def _columns(setting:str) -> tuple[str, ...]: return COLUMNS + ('multi_instance',)*(setting == 'vpo-msmi')
 
-def _number(text:str, name:str) -> int:
+def _columns(setting: str) -> tuple[str, ...]:
+    return COLUMNS + ('multi_instance',) * (setting == 'vpo-msmi')
+
+
+def _number(text: str, name: str) -> int:
     found = re.fullmatch(r'\[?(\d{1,12})(?:\.0*)?\]?', text)
     check(bool(found), f"{name} '{text}' is not a number of at most 12 digits")
     return int(found[1])
 
-def _parse(setting:str, row:dict[str, str]) -> dict:
+
+def _parse(setting: str, row: dict[str, str]) -> dict:
     "A row with values instead of text; `InputError` says what is wrong with it."
     for name in ('cateName', 'vgg_file'):
         value = row[name]
-        check(value not in ('', '.', '..') and not any(c in value for c in '/\\\0'), f"{name} '{value}' is not a plain file name")
+        check(
+            value not in ('', '.', '..') and not any(c in value for c in '/\\\0'),
+            f"{name} '{value}' is not a plain file name",
+        )
     check(row['split'] in ('train', 'val', 'test'), f"split '{row['split']}' is not train, val or test")
-    try: pos = float(row['audio_pos'])
-    except ValueError: pos = math.nan
-    check(0 <= pos <= 1, f"audio_pos '{row['audio_pos']}' is not a number from 0 (left) to 1 (right); without it the sound has no stereo position")
+    try:
+        pos = float(row['audio_pos'])
+    except ValueError:
+        pos = math.nan
+    check(
+        0 <= pos <= 1,
+        f"audio_pos '{row['audio_pos']}' is not a number from 0 (left) to 1 (right); without it the sound has no stereo position",
+    )
     multi = row.get('multi_instance', '')
-    if setting == 'vpo-msmi': check(multi in ('0', '1', '0.0', '1.0', 'False', 'True'), f"multi_instance '{multi}' is not 0 or 1; it says whether the row's files lie in VPO-MS (0) or VPO-MSMI (1)")
-    out = dict(category=row['cateName'], image=_number(row['img_Id'], 'img_Id'), vgg_file=row['vgg_file'], pos=pos,
-               released='train' if row['split'] == 'train' else 'test', multi=multi[:1] in ('1', 'T'))
+    if setting == 'vpo-msmi':
+        check(
+            multi in ('0', '1', '0.0', '1.0', 'False', 'True'),
+            f"multi_instance '{multi}' is not 0 or 1; it says whether the row's files lie in VPO-MS (0) or VPO-MSMI (1)",
+        )
+    out = dict(
+        category=row['cateName'],
+        image=_number(row['img_Id'], 'img_Id'),
+        vgg_file=row['vgg_file'],
+        pos=pos,
+        released='train' if row['split'] == 'train' else 'test',
+        multi=multi[:1] in ('1', 'T'),
+    )
     return out | dict(ann=_number(row['ann_Ids'], 'ann_Ids') if setting == 'vpo-ss' else None)
 
 # %% ../../nbs/data/22_vpo.ipynb #e7012b07
-def read_vpo_table(root:str|Path, setting:str) -> list[list[dict]]:
+def read_vpo_table(root: str | Path, setting: str) -> list[list[dict]]:
     "The rows of a setting's table, checked and grouped into samples. Raises `InputError` that names the table and the line."
     path, columns = vpo_table(root, setting), _columns(setting)
-    check(path.is_file(), f'{path}: no such table; give the folder that holds VPO/ and VGGSound/, and unpack {setting.upper()} into it.')
+    check(
+        path.is_file(),
+        f'{path}: no such table; give the folder that holds VPO/ and VGGSound/, and unpack {setting.upper()} into it.',
+    )
     try:
-        with open(path, newline='', encoding='utf-8-sig') as f: header, *lines = list(csv.reader(f)) or [[]]
-    except (csv.Error, UnicodeDecodeError, OSError) as e: raise InputError(f'{path}: cannot be read as a CSV table ({e}).') from e
+        with open(path, newline='', encoding='utf-8-sig') as f:
+            header, *lines = list(csv.reader(f)) or [[]]
+    except (csv.Error, UnicodeDecodeError, OSError) as e:
+        raise InputError(f'{path}: cannot be read as a CSV table ({e}).') from e
     lacking = [c for c in columns if c not in header and c != 'cateId']
-    check(not lacking, f"{path}: lacks the column{'s'*(len(lacking) > 1)} {', '.join(lacking)}; expected {','.join(columns)}.")
+    check(
+        not lacking,
+        f"{path}: lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; expected {','.join(columns)}.",
+    )
     samples = {}
     for number, line in enumerate(lines, 2):
-        if not line: continue
+        if not line:
+            continue
         try:
             check(len(line) == len(header), f'{len(line)} fields under {len(header)} columns')
             row = _parse(setting, {h: v.strip() for h, v in zip(header, line)})
             same = samples.setdefault((row['image'], row['ann']), [])
             for k, name in (('released', 'split'), ('multi', 'multi_instance')):
-                check(not same or same[0][k] == row[k], f"{name} differs from an earlier row of image {row['image']}; rows of one image form one sample")
-        except InputError as e: raise InputError(f'{path}: line {number}: {e}.') from e
+                check(
+                    not same or same[0][k] == row[k],
+                    f"{name} differs from an earlier row of image {row['image']}; rows of one image form one sample",
+                )
+        except InputError as e:
+            raise InputError(f'{path}: line {number}: {e}.') from e
         same.append(row)
     return list(samples.values())
 
 # %% ../../nbs/data/22_vpo.ipynb #246d9066
-def held_out(image:int) -> bool:
+def held_out(image: int) -> bool:
     "Whether a training image belongs to the validation split: one in ten, by a hash of its id."
     return int(content_hash(['vpo validation', int(image)]), 16) % 10 == 0
 
-def split_of(row:dict) -> str:
+
+def split_of(row: dict) -> str:
     "train, val or test for a row of `read_vpo_table`."
     return 'test' if row['released'] == 'test' else 'val' if held_out(row['image']) else 'train'
 
@@ -116,67 +184,97 @@ def split_of(row:dict) -> str:
 @dataclass(frozen=True)
 class VPOFiles:
     "The paths of one sample; `name` is the stem of its mask."
+
     name: str
     image: Path
     mask: Path
     audio: tuple[Path, ...]
 
-def vpo_files(root:str|Path, setting:str, rows:Sequence[dict]) -> VPOFiles:
+
+def vpo_files(root: str | Path, setting: str, rows: Sequence[dict]) -> VPOFiles:
     "The paths of a sample from its rows. Source: reference facts section 1.4."
     first, image = rows[0], f"{rows[0]['image']:012d}"
     folder = vpo_folder(root, 'vpo-ms' if setting == 'vpo-msmi' and not first['multi'] else setting)
     single = setting == 'vpo-ss'
     name = f"{image}_{first['ann']:012d}" if single else image
-    picture = folder/'data'/first['category']/f'{image}.jpg' if single else folder/'data'/f'{image}.jpg'
-    mask, other = folder/'mask'/f'{name}.png', folder/'mask'/first['category']/f'{name}.png'
-    if single and not mask.is_file() and other.is_file(): mask = other
-    return VPOFiles(name, picture, mask, tuple(Path(root)/'VGGSound'/'audios'/f"{r['vgg_file']}.wav" for r in rows))
+    picture = (
+        folder / 'data' / first['category'] / f'{image}.jpg' if single else folder / 'data' / f'{image}.jpg'
+    )
+    mask, other = folder / 'mask' / f'{name}.png', folder / 'mask' / first['category'] / f'{name}.png'
+    if single and not mask.is_file() and other.is_file():
+        mask = other
+    return VPOFiles(
+        name, picture, mask, tuple(Path(root) / 'VGGSound' / 'audios' / f"{r['vgg_file']}.wav" for r in rows)
+    )
 
 # %% ../../nbs/data/22_vpo.ipynb #3e8156c0
-def centre_crop(wav:Tensor,  # [S0] at 16 kHz
-                seconds:float=SECONDS) -> Tensor:  # [S]
+def centre_crop(
+    wav: Tensor,  # [S0] at 16 kHz
+    seconds: float = SECONDS,
+) -> Tensor:  # [S]
     "The middle of a sound; one that is too short is repeated."
-    S = round(seconds*SAMPLE_RATE)
-    check(wav.ndim == 1 and len(wav) > 0, f'expected a mono sound [S] with at least one sample, found {list(wav.shape)}.')
-    if len(wav) < S: wav = wav.repeat(-(-S//len(wav)))[:S]
-    start = (len(wav) - S)//2
-    return wav[start:start + S]
+    S = round(seconds * SAMPLE_RATE)
+    check(
+        wav.ndim == 1 and len(wav) > 0,
+        f'expected a mono sound [S] with at least one sample, found {list(wav.shape)}.',
+    )
+    if len(wav) < S:
+        wav = wav.repeat(-(-S // len(wav)))[:S]
+    start = (len(wav) - S) // 2
+    return wav[start : start + S]
 
-def pan(wavs:Sequence[Tensor],  # [S] each
-        positions:Sequence[float]  # 0 left to 1 right, one for each
-       ) -> Tensor:  # [2,S]: left, right
+
+def pan(
+    wavs: Sequence[Tensor],  # [S] each
+    positions: Sequence[float],  # 0 left to 1 right, one for each
+) -> Tensor:  # [2,S]: left, right
     "Stereo mixture: left = sum of wav (1 - pos), right = sum of wav pos. Source: reference facts section 1.4."
-    check(len(wavs) == len(positions) > 0, f'{len(wavs)} sounds and {len(positions)} positions; expected as many of each, and at least one.')
-    for p in positions: check(0 <= p <= 1, f'position {p} of a sound is not between 0 (left) and 1 (right).')
-    return torch.stack([sum(w*(1 - p) for w, p in zip(wavs, positions)), sum(w*p for w, p in zip(wavs, positions))])
+    check(
+        len(wavs) == len(positions) > 0,
+        f'{len(wavs)} sounds and {len(positions)} positions; expected as many of each, and at least one.',
+    )
+    for p in positions:
+        check(0 <= p <= 1, f'position {p} of a sound is not between 0 (left) and 1 (right).')
+    return torch.stack(
+        [sum(w * (1 - p) for w, p in zip(wavs, positions)), sum(w * p for w, p in zip(wavs, positions))]
+    )
 
 # %% ../../nbs/data/22_vpo.ipynb #ab990d99
-def stereo_mel(audio:Tensor,  # [C,S], S at least 15600
-               example:str='middle'  # of the examples of 0.96 s: the 'middle' one, or the 'mean' of their magnitudes
-              ) -> Tensor:  # [1,C,96,64]
+def stereo_mel(
+    audio: Tensor,  # [C,S], S at least 15600
+    example: str = 'middle',  # of the examples of 0.96 s: the 'middle' one, or the 'mean' of their magnitudes
+) -> Tensor:  # [1,C,96,64]
     "One VGGish log-mel example per channel."
-    if example not in ('middle', 'mean'): raise unknown('example', example, ('middle', 'mean'))
-    mel = log_mel(audio)[:, :, 0]                                # [C,T,96,64]
-    mel = mel[:, mel.shape[1]//2] if example == 'middle' else mel.exp().mean(1).log()
+    if example not in ('middle', 'mean'):
+        raise unknown('example', example, ('middle', 'mean'))
+    mel = log_mel(audio)[:, :, 0]  # [C,T,96,64]
+    mel = mel[:, mel.shape[1] // 2] if example == 'middle' else mel.exp().mean(1).log()
     return mel[None]
 
-def require_stereo(mel:Tensor, what:str='mel') -> Tensor:
+
+def require_stereo(mel: Tensor, what: str = 'mel') -> Tensor:
     "`mel` [...,2,96,64] unchanged; `InputError` when it has not two channels."
-    check(mel.ndim >= 3 and mel.shape[-3] == 2, f'{what} has shape {list(mel.shape)}; expected two channels (left and right) before [96,64]: '
-          'a mono sound has no position, read VPO with VPOData, or ask for the mono control on purpose.')
+    check(
+        mel.ndim >= 3 and mel.shape[-3] == 2,
+        f'{what} has shape {list(mel.shape)}; expected two channels (left and right) before [96,64]: '
+        'a mono sound has no position, read VPO with VPOData, or ask for the mono control on purpose.',
+    )
     return mel
 
 # %% ../../nbs/data/22_vpo.ipynb #32402440
 @dataclass(eq=False)
 class Source:
     "One sound and where it comes from."
+
     category: str
     wav: Tensor  # float32 [S] at 16 kHz
     pos: float  # 0 left to 1 right
 
+
 @dataclass(eq=False)
 class Sample:
     "A still image and its sources. `folder` is the setting in whose folder the files lie (VPO-MS for part of VPO-MSMI)."
+
     name: str
     setting: str
     split: str
@@ -186,99 +284,212 @@ class Sample:
     sources: tuple[Source, ...]
 
 # %% ../../nbs/data/22_vpo.ipynb #752d1bc9
-def to_clip(sample:Sample, size:tuple[int, int]|None=None,  # (H, W) to resize to
-            mono:bool=False,  # control: both channels are the mean of both
-            example:str='middle') -> Clip:
+def to_clip(
+    sample: Sample,
+    size: tuple[int, int] | None = None,  # (H, W) to resize to
+    mono: bool = False,  # control: both channels are the mean of both
+    example: str = 'middle',
+) -> Clip:
     "A sample as `Clip` of one frame: frames [1,3,H,W], audio [2,S], mel [1,2,96,64], target [1,H,W]."
     image, mask = Image.fromarray(sample.image), Image.fromarray(sample.mask)
-    if size is not None: image, mask = image.resize(size[::-1], Image.Resampling.BILINEAR), mask.resize(size[::-1], Image.Resampling.NEAREST)
+    if size is not None:
+        image, mask = (
+            image.resize(size[::-1], Image.Resampling.BILINEAR),
+            mask.resize(size[::-1], Image.Resampling.NEAREST),
+        )
     audio = pan([centre_crop(s.wav) for s in sample.sources], [s.pos for s in sample.sources])
-    if mono: audio = audio.mean(0, keepdim=True).expand(2, -1).contiguous()
-    info = dict(id=sample.name, setting=sample.setting, split=sample.split, category='_'.join(dict.fromkeys(s.category for s in sample.sources)), source=sample.folder,
-                objects=[s.category for s in sample.sources], positions=[s.pos for s in sample.sources])
-    return Clip(frames=torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous(), audio=audio, mel=stereo_mel(audio, example),
-                target=torch.from_numpy(np.array(mask).astype(np.int64))[None], supervised=torch.ones(1, dtype=torch.bool), info=info)
+    if mono:
+        audio = audio.mean(0, keepdim=True).expand(2, -1).contiguous()
+    info = dict(
+        id=sample.name,
+        setting=sample.setting,
+        split=sample.split,
+        category='_'.join(dict.fromkeys(s.category for s in sample.sources)),
+        source=sample.folder,
+        objects=[s.category for s in sample.sources],
+        positions=[s.pos for s in sample.sources],
+    )
+    return Clip(
+        frames=torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous(),
+        audio=audio,
+        mel=stereo_mel(audio, example),
+        target=torch.from_numpy(np.array(mask).astype(np.int64))[None],
+        supervised=torch.ones(1, dtype=torch.bool),
+        info=info,
+    )
 
-def mirror(sample:Sample) -> Sample:
+
+def mirror(sample: Sample) -> Sample:
     "The sample seen and heard in a mirror: left and right change places in image, mask and sound (facts 1.4)."
     sources = tuple(Source(s.category, s.wav, 1 - s.pos) for s in sample.sources)
-    return Sample(sample.name, sample.setting, sample.split, sample.folder, sample.image[:, ::-1].copy(), sample.mask[:, ::-1].copy(), sources)
+    return Sample(
+        sample.name,
+        sample.setting,
+        sample.split,
+        sample.folder,
+        sample.image[:, ::-1].copy(),
+        sample.mask[:, ::-1].copy(),
+        sources,
+    )
 
 # %% ../../nbs/data/22_vpo.ipynb #db9f2b83
-def remap(values:np.ndarray,  # uint8 [H,W], ids as stored
-          classes:dict[str, int], path:Path) -> np.ndarray:
+def remap(
+    values: np.ndarray,  # uint8 [H,W], ids as stored
+    classes: dict[str, int],
+    path: Path,
+) -> np.ndarray:
     "uint8 [H,W] class numbers: 0 background, k the k-th class, 255 void."
     table = np.full(256, 254, np.uint8)
     table[0], table[VOID] = 0, VOID
-    for k, stored in enumerate(classes.values(), 1): table[stored] = k
+    for k, stored in enumerate(classes.values(), 1):
+        table[stored] = k
     wrong = np.setdiff1d(np.unique(values), [0, VOID, *classes.values()])
-    check(not len(wrong), f"{path}: holds the category id{'s'*(len(wrong) > 1)} {', '.join(map(str, wrong[:6]))}; expected the ids of the "
-          f"{len(classes)} known classes, 0 or 255 (a set with other classes names them in classes.json beside its table).")
+    check(
+        not len(wrong),
+        f"{path}: holds the category id{'s' * (len(wrong) > 1)} {', '.join(map(str, wrong[:6]))}; expected the ids of the "
+        f"{len(classes)} known classes, 0 or 255 (a set with other classes names them in classes.json beside its table).",
+    )
     return table[values]
 
-def _read(path:Path, what:str) -> bytes:
-    try: return path.read_bytes()
-    except OSError as e: raise InputError(f'{path}: cannot be read ({e.strerror}); the table asks for it as {what}: put it there, or remove its rows from the table.') from e
 
-def read_sample(root:str|Path, setting:str, rows:Sequence[dict], classes:dict[str, int]) -> Sample:
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise InputError(
+            f'{path}: cannot be read ({e.strerror}); the table asks for it as {what}: put it there, or remove its rows from the table.'
+        ) from e
+
+
+def read_sample(root: str | Path, setting: str, rows: Sequence[dict], classes: dict[str, int]) -> Sample:
     "Decode a sample. Raises `InputError` naming the file that is missing, damaged, of another size, or holds a wrong id."
     files = vpo_files(root, setting, rows)
     image = decode_frame(_read(files.image, 'the image'), files.image)
     mask = remap(decode_classes(_read(files.mask, 'the mask'), files.mask, VOID), classes, files.mask)
-    check(mask.shape == image.shape[:2], f"{files.mask}: the mask is {'x'.join(map(str, mask.shape))} pixels; expected {'x'.join(map(str, image.shape[:2]))} like {files.image.name}.")
-    sources = tuple(Source(r['category'], centre_crop(to_mono(read_audio(p))), r['pos']) for r, p in zip(rows, files.audio))
-    return Sample(files.name, setting, split_of(rows[0]), files.image.relative_to(Path(root)/'VPO').parts[0].lower(), image, mask, sources)
+    check(
+        mask.shape == image.shape[:2],
+        f"{files.mask}: the mask is {'x'.join(map(str, mask.shape))} pixels; expected {'x'.join(map(str, image.shape[:2]))} like {files.image.name}.",
+    )
+    sources = tuple(
+        Source(r['category'], centre_crop(to_mono(read_audio(p))), r['pos'])
+        for r, p in zip(rows, files.audio)
+    )
+    return Sample(
+        files.name,
+        setting,
+        split_of(rows[0]),
+        files.image.relative_to(Path(root) / 'VPO').parts[0].lower(),
+        image,
+        mask,
+        sources,
+    )
 
 # %% ../../nbs/data/22_vpo.ipynb #994dc4db
 class VPOData(Sequence):
     "The clips of one split of VPO, read on access. `ids` in table order; `classes` names by class number, background first."
-    def __init__(self, root:str|Path,  # holds VPO/ and VGGSound/
-                 setting:str,  # vpo-ss, vpo-ms or vpo-msmi
-                 split:str,  # train, val (a tenth of the training images) or test
-                 size:tuple[int, int]|None=None, mono:bool=False, example:str='middle'):
-        if split not in SPLITS: raise unknown('split', split, SPLITS)
-        check(size is None or len(size) == 2 and min(size) > 0, f'size must be (H, W) in pixels, found {size}.')
-        if example not in ('middle', 'mean'): raise unknown('example', example, ('middle', 'mean'))
-        self.root, self.setting, self.split, self.size, self.mono, self.example = Path(root), setting, split, size, mono, example
+
+    def __init__(
+        self,
+        root: str | Path,  # holds VPO/ and VGGSound/
+        setting: str,  # vpo-ss, vpo-ms or vpo-msmi
+        split: str,  # train, val (a tenth of the training images) or test
+        size: tuple[int, int] | None = None,
+        mono: bool = False,
+        example: str = 'middle',
+    ):
+        if split not in SPLITS:
+            raise unknown('split', split, SPLITS)
+        check(
+            size is None or len(size) == 2 and min(size) > 0, f'size must be (H, W) in pixels, found {size}.'
+        )
+        if example not in ('middle', 'mean'):
+            raise unknown('example', example, ('middle', 'mean'))
+        self.root, self.setting, self.split, self.size, self.mono, self.example = (
+            Path(root),
+            setting,
+            split,
+            size,
+            mono,
+            example,
+        )
         self.table = vpo_classes(root, setting)
         self.rows = [rows for rows in read_vpo_table(root, setting) if split_of(rows[0]) == split]
-        check(bool(self.rows), f"{vpo_table(root, setting)}: has no rows for the split '{split}'; expected at least one"
-              f"{' (val is a tenth of the training images)' if split == 'val' else ''}.")
+        check(
+            bool(self.rows),
+            f"{vpo_table(root, setting)}: has no rows for the split '{split}'; expected at least one"
+            f"{' (val is a tenth of the training images)' if split == 'val' else ''}.",
+        )
         self.classes = ['background', *self.table]
         self.ids = [self.raw_paths(i).name for i in range(len(self))]
 
-    def __len__(self) -> int: return len(self.rows)
-    def __repr__(self) -> str: return f"{type(self).__name__}({self.setting} {self.split}, {len(self)} samples, {'mono' if self.mono else 'stereo'})"
-    @property
-    def num_classes(self) -> int: return len(self.classes)
-    def raw_paths(self, i:int) -> VPOFiles: return vpo_files(self.root, self.setting, self.rows[i])
-    def sample(self, i:int) -> Sample: return read_sample(self.root, self.setting, self.rows[i], self.table)
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    def __getitem__(self, i:int|slice) -> 'Clip|list[Clip]':
-        if isinstance(i, slice): return [self[j] for j in range(*i.indices(len(self)))]
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.setting} {self.split}, {len(self)} samples, {'mono' if self.mono else 'stereo'})"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def raw_paths(self, i: int) -> VPOFiles:
+        return vpo_files(self.root, self.setting, self.rows[i])
+
+    def sample(self, i: int) -> Sample:
+        return read_sample(self.root, self.setting, self.rows[i], self.table)
+
+    def __getitem__(self, i: int | slice) -> 'Clip|list[Clip]':
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
         return to_clip(self.sample(i), self.size, self.mono, self.example)
 
 # %% ../../nbs/data/22_vpo.ipynb #0112043f
-def write_sample(root:str|Path, sample:Sample, classes:dict[str, int], quality:int=95) -> list[dict]:
+def write_sample(root: str | Path, sample: Sample, classes: dict[str, int], quality: int = 95) -> list[dict]:
     "Write image, mask and sounds of a sample; returns its rows of the table. The name is the image id, in VPO-SS `<image>_<annotation>`."
     image, _, ann = sample.name.partition('_')
-    check(split_of(dict(released='test' if sample.split == 'test' else 'train', image=int(image))) == sample.split,
-          f"sample {sample.name}: not written as {sample.split}; image ids of val are those that `held_out` chooses from the training images.")
+    check(
+        split_of(dict(released='test' if sample.split == 'test' else 'train', image=int(image)))
+        == sample.split,
+        f"sample {sample.name}: not written as {sample.split}; image ids of val are those that `held_out` chooses from the training images.",
+    )
     multi = {} if sample.setting != 'vpo-msmi' else dict(multi_instance=int(sample.folder == 'vpo-msmi'))
-    rows = [dict(cateName=s.category, cateId=classes[s.category], img_Id=int(image), ann_Ids=int(ann or image), vgg_file=f'{sample.setting[4:]}_{sample.name}_{k}',
-                 audio_pos=round(s.pos, 6), split='val' if sample.split == 'test' else 'train', **multi) for k, s in enumerate(sample.sources)]
-    files = vpo_files(root, sample.setting, [_parse(sample.setting, {k: str(v) for k, v in row.items()}) for row in rows])
-    ids = np.array([0, *classes.values()] + [VOID]*(255 - len(classes)), np.uint8)
-    for path, array, kind, options in ((files.image, sample.image, 'JPEG', dict(quality=quality, subsampling=0)), (files.mask, ids[sample.mask], 'PNG', dict(compress_level=1))):
-        buffer = io.BytesIO(); Image.fromarray(array).save(buffer, kind, **options)
+    rows = [
+        dict(
+            cateName=s.category,
+            cateId=classes[s.category],
+            img_Id=int(image),
+            ann_Ids=int(ann or image),
+            vgg_file=f'{sample.setting[4:]}_{sample.name}_{k}',
+            audio_pos=round(s.pos, 6),
+            split='val' if sample.split == 'test' else 'train',
+            **multi,
+        )
+        for k, s in enumerate(sample.sources)
+    ]
+    files = vpo_files(
+        root, sample.setting, [_parse(sample.setting, {k: str(v) for k, v in row.items()}) for row in rows]
+    )
+    ids = np.array([0, *classes.values()] + [VOID] * (255 - len(classes)), np.uint8)
+    for path, array, kind, options in (
+        (files.image, sample.image, 'JPEG', dict(quality=quality, subsampling=0)),
+        (files.mask, ids[sample.mask], 'PNG', dict(compress_level=1)),
+    ):
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, kind, **options)
         atomic_write(path, buffer.getvalue(), sync=False)
-    for path, s in zip(files.audio, sample.sources): write_audio(path, s.wav, sync=False)
+    for path, s in zip(files.audio, sample.sources):
+        write_audio(path, s.wav, sync=False)
     return rows
 
-def write_vpo_table(root:str|Path, setting:str, rows:Iterable[dict], classes:dict[str, int]|None=None) -> Path:
+
+def write_vpo_table(
+    root: str | Path, setting: str, rows: Iterable[dict], classes: dict[str, int] | None = None
+) -> Path:
     "Write a setting's table from the rows of `write_sample`, and `classes.json` when the classes are not those of VPO."
     out = io.StringIO()
     writer = csv.DictWriter(out, _columns(setting), lineterminator='\n')
-    writer.writeheader(); writer.writerows(rows)
-    if classes and classes != VPO_CLASSES: atomic_write(vpo_folder(root, setting)/'classes.json', json.dumps(classes, indent=1))
+    writer.writeheader()
+    writer.writerows(rows)
+    if classes and classes != VPO_CLASSES:
+        atomic_write(vpo_folder(root, setting) / 'classes.json', json.dumps(classes, indent=1))
     return atomic_write(vpo_table(root, setting), out.getvalue())

@@ -23,12 +23,22 @@ from ..core.paths import atomic_write, cache_dir, locked, publish
 from ..core.processes import cores, worker_pool
 from ..core.seeding import rng
 from .assets import Bank, open_bank, paste
-from .vpo import SECONDS, VPO_SETTINGS, Sample, Source, held_out, to_clip, write_sample, write_vpo_table
+from avsrepro.data.vpo import (
+    SECONDS,
+    VPO_SETTINGS,
+    Sample,
+    Source,
+    held_out,
+    to_clip,
+    write_sample,
+    write_vpo_table,
+)
 
 # %% ../../nbs/data/42_vpo_scenes.ipynb #120f32c2
 @dataclass(frozen=True)
 class VPOConfig:
     "A generated VPO setting: equal configurations give equal files."
+
     bank: str = 'procedural'  # 'procedural' or 'voc_esc'
     setting: str = 'vpo-ss'  # 'vpo-ss', 'vpo-ms' or 'vpo-msmi'
     size: int = 128  # height and width of an image in pixels
@@ -36,121 +46,186 @@ class VPOConfig:
     val: int = 60
     test: int = 120
     sounding: tuple[int, int] = (2, 3)  # least and most sounding classes (MS)
-    silent: tuple[int, int] = (1, 2)  # least and most silent objects of other classes (SS, MS; four objects at most)
+    silent: tuple[int, int] = (
+        1,
+        2,
+    )  # least and most silent objects of other classes (SS, MS; four objects at most)
     instances: tuple[int, int] = (2, 3)  # least and most objects of the class (MSMI)
-    plain: float = 0.  # share of MSMI samples that are made as in MS and lie in VPO-MS
-    gap: float = .15  # least distance between the positions of two objects, in image widths
-    floor: float = .002  # RMS of the white noise under every recording
+    plain: float = 0.0  # share of MSMI samples that are made as in MS and lie in VPO-MS
+    gap: float = 0.15  # least distance between the positions of two objects, in image widths
+    floor: float = 0.002  # RMS of the white noise under every recording
     seed: int = 0
 
     def __post_init__(self):
-        if self.setting not in VPO_SETTINGS: raise unknown('setting', self.setting, VPO_SETTINGS)
+        if self.setting not in VPO_SETTINGS:
+            raise unknown('setting', self.setting, VPO_SETTINGS)
         check(self.size >= 32, f'size is {self.size}; an image needs at least 32 pixels.')
         check(min(self.train, self.val, self.test) >= 1, 'each split needs at least one sample.')
         for name, least, most in (('sounding', 1, 4), ('silent', 0, 3), ('instances', 2, 4)):
             low, high = getattr(self, name)
-            check(least <= low <= high <= most, f'{name} is {low, high}; expected two numbers from {least} to {most}, the smaller first.')
-        check(0 <= self.plain <= 1 and 0 <= self.gap <= .2, f'plain {self.plain} must lie in 0..1 and gap {self.gap} in 0..0.2.')
+            check(
+                least <= low <= high <= most,
+                f'{name} is {low, high}; expected two numbers from {least} to {most}, the smaller first.',
+            )
+        check(
+            0 <= self.plain <= 1 and 0 <= self.gap <= 0.2,
+            f'plain {self.plain} must lie in 0..1 and gap {self.gap} in 0..0.2.',
+        )
 
 # %% ../../nbs/data/42_vpo_scenes.ipynb #ef014dfa
-def image_id(split:str, index:int) -> int:
+def image_id(split: str, index: int) -> int:
     "The id of image `index` of a split: the first free number that the reader will count to that split."
-    start = (1 + ('train', 'val', 'test').index(split))*10**11 + index*1000
-    return start if split == 'test' else next(i for i in range(start, start + 1000) if held_out(i) == (split == 'val'))
+    start = (1 + ('train', 'val', 'test').index(split)) * 10**11 + index * 1000
+    return (
+        start
+        if split == 'test'
+        else next(i for i in range(start, start + 1000) if held_out(i) == (split == 'val'))
+    )
 
 # %% ../../nbs/data/42_vpo_scenes.ipynb #a3570032
-def _picture(bank:Bank, cfg:VPOConfig, split:str, labels:list[int], rng:np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _picture(
+    bank: Bank, cfg: VPOConfig, split: str, labels: list[int], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     "One draw: image uint8 `[H,W,3]` and visible masks bool `[objects,H,W]`."
     n, S = len(labels), cfg.size
     image, masks = bank.background(split, rng, (S, S)).copy(), np.zeros((n, S, S), bool)
-    columns, scale = rng.permutation(n), (.8, .7, .56, .46)[n - 1]
+    columns, scale = rng.permutation(n), (0.8, 0.7, 0.56, 0.46)[n - 1]
     for k in rng.permutation(n):
-        p = bank.cutout(split, labels[k], rng, int(S*scale*rng.uniform(.85, 1.15)))
-        x = .14 + .72*(columns[k] + .5 + rng.uniform(-.3, .3))/n
-        paste(image, masks, k, p, int(S*rng.uniform(.3, .7) - p.shape[0]/2), int(S*x - p.shape[1]/2))
+        p = bank.cutout(split, labels[k], rng, int(S * scale * rng.uniform(0.85, 1.15)))
+        x = 0.14 + 0.72 * (columns[k] + 0.5 + rng.uniform(-0.3, 0.3)) / n
+        paste(
+            image, masks, k, p, int(S * rng.uniform(0.3, 0.7) - p.shape[0] / 2), int(S * x - p.shape[1] / 2)
+        )
     return image, masks
 
-def positions(masks:np.ndarray) -> np.ndarray:
+
+def positions(masks: np.ndarray) -> np.ndarray:
     "Horizontal centres `[N]` of masks bool `[N,H,W]`, 0 left to 1 right; NaN for an empty one."
     W, columns = masks.shape[-1], masks.sum(1)
-    return (columns*(np.arange(W) + .5)/W).sum(1)/np.where(columns.any(1), columns.sum(1), np.nan)
+    return (columns * (np.arange(W) + 0.5) / W).sum(1) / np.where(columns.any(1), columns.sum(1), np.nan)
 
-def still_scene(bank:Bank, cfg:VPOConfig, split:str, labels:list[int], rng:np.random.Generator, tries:int=200) -> tuple[np.ndarray, np.ndarray]:
+
+def still_scene(
+    bank: Bank, cfg: VPOConfig, split: str, labels: list[int], rng: np.random.Generator, tries: int = 200
+) -> tuple[np.ndarray, np.ndarray]:
     "Image uint8 `[H,W,3]` and visible masks bool `[objects,H,W]`: each object covers 1 % of the image, positions keep `cfg.gap`."
     for _ in range(tries):
         image, masks = _picture(bank, cfg, split, labels, rng)
-        if masks.mean((1, 2)).min() >= .01 and (len(labels) == 1 or np.diff(np.sort(positions(masks))).min() >= cfg.gap): return image, masks
-    raise InputError(f'no scene with {len(labels)} objects of bank {bank.name} keeps a gap of {cfg.gap} image widths; choose a smaller gap or fewer objects.')
+        if masks.mean((1, 2)).min() >= 0.01 and (
+            len(labels) == 1 or np.diff(np.sort(positions(masks))).min() >= cfg.gap
+        ):
+            return image, masks
+    raise InputError(
+        f'no scene with {len(labels)} objects of bank {bank.name} keeps a gap of {cfg.gap} image widths; choose a smaller gap or fewer objects.'
+    )
 
 # %% ../../nbs/data/42_vpo_scenes.ipynb #472c08cb
-def cast(cfg:VPOConfig, n_labels:int, kind:str, see:np.random.Generator, choose:np.random.Generator) -> tuple[list[int], np.ndarray]:
+def cast(
+    cfg: VPOConfig, n_labels: int, kind: str, see: np.random.Generator, choose: np.random.Generator
+) -> tuple[list[int], np.ndarray]:
     "Classes of all objects, and which of them sound (bool `[objects]`), in a scene of a kind (a setting)."
     count = lambda generator, bounds: int(generator.integers(bounds[0], bounds[1] + 1))
     if kind == 'vpo-msmi':
-        labels = [int(see.integers(n_labels))]*count(see, cfg.instances)
+        labels = [int(see.integers(n_labels))] * count(see, cfg.instances)
         sounding = int(choose.integers(1, len(labels)))
     else:
         sounding = 1 if kind == 'vpo-ss' else count(see, cfg.sounding)
-        labels = see.permutation(n_labels)[:min(4, sounding + count(see, cfg.silent))].tolist()
+        labels = see.permutation(n_labels)[: min(4, sounding + count(see, cfg.silent))].tolist()
     on = np.zeros(len(labels), bool)
     on[choose.permutation(len(labels))[:sounding]] = True
     return labels, on
 
-def recording(bank:Bank, cfg:VPOConfig, split:str, label:int, rng:np.random.Generator) -> torch.Tensor:
+
+def recording(bank: Bank, cfg: VPOConfig, split: str, label: int, rng: np.random.Generator) -> torch.Tensor:
     "Three seconds of a class, float32 `[S]`, at a random level within 3 dB, over the noise floor."
-    wav = bank.sound(split, label, rng, SECONDS)*10**(rng.uniform(-3, 3)/20)
-    wav = wav + cfg.floor*rng.standard_normal(len(wav))
-    return torch.from_numpy((wav/max(1., np.abs(wav).max())).astype(np.float32))
+    wav = bank.sound(split, label, rng, SECONDS) * 10 ** (rng.uniform(-3, 3) / 20)
+    wav = wav + cfg.floor * rng.standard_normal(len(wav))
+    return torch.from_numpy((wav / max(1.0, np.abs(wav).max())).astype(np.float32))
 
 # %% ../../nbs/data/42_vpo_scenes.ipynb #21e5a50e
-def bank_classes(bank:Bank) -> dict[str, int]:
+def bank_classes(bank: Bank) -> dict[str, int]:
     "Name -> id in the masks for a bank: its labels, counted from 1."
     return {label.name: k for k, label in enumerate(bank.labels, 1)}
 
-def compose_vpo(cfg:VPOConfig, split:str, index:int, bank:Bank|None=None) -> Sample:
+
+def compose_vpo(cfg: VPOConfig, split: str, index: int, bank: Bank | None = None) -> Sample:
     "Sample `index` of a split: deterministic in the configuration, the split and the index."
     bank = bank or open_bank(cfg.bank)
-    see, choose, hear, mixed = (rng(cfg.seed, cfg.bank, cfg.setting, split, index, what) for what in ('see', 'choose', 'hear', 'kind'))
+    see, choose, hear, mixed = (
+        rng(cfg.seed, cfg.bank, cfg.setting, split, index, what) for what in ('see', 'choose', 'hear', 'kind')
+    )
     kind = 'vpo-ms' if cfg.setting == 'vpo-msmi' and mixed.random() < cfg.plain else cfg.setting
     labels, on = cast(cfg, len(bank.labels), kind, see, choose)
     image, masks = still_scene(bank, cfg, split, labels, see)
-    mask = (masks*on[:, None, None]*(np.array(labels) + 1)[:, None, None]).sum(0).astype(np.uint8)
+    mask = (masks * on[:, None, None] * (np.array(labels) + 1)[:, None, None]).sum(0).astype(np.uint8)
     where = positions(masks)
-    sources = tuple(Source(bank.labels[labels[k]].name, recording(bank, cfg, split, labels[k], hear), round(float(where[k]), 6)) for k in np.flatnonzero(on))
+    sources = tuple(
+        Source(
+            bank.labels[labels[k]].name,
+            recording(bank, cfg, split, labels[k], hear),
+            round(float(where[k]), 6),
+        )
+        for k in np.flatnonzero(on)
+    )
     name = f'{image_id(split, index):012d}'
-    return Sample(f'{name}_{index:012d}' if kind == 'vpo-ss' else name, cfg.setting, split, kind, image, mask, sources)
+    return Sample(
+        f'{name}_{index:012d}' if kind == 'vpo-ss' else name, cfg.setting, split, kind, image, mask, sources
+    )
 
 # %% ../../nbs/data/42_vpo_scenes.ipynb #79fcb0fd
-def vpo_key(cfg:VPOConfig) -> str:
+def vpo_key(cfg: VPOConfig) -> str:
     "Hash of all that the files of `cfg` depend on: its values, the bank's assets, and the code."
-    return content_hash(dict(config=asdict(cfg), bank=open_bank(cfg.bank).key,
-                             code=code_hash(*(f'avsrepro.data.{m}' for m in ('vpo_scenes', 'vpo', 'assets', 'audio', 'layouts')))))
+    return content_hash(
+        dict(
+            config=asdict(cfg),
+            bank=open_bank(cfg.bank).key,
+            code=code_hash(
+                *(f'avsrepro.data.{m}' for m in ('vpo_scenes', 'vpo', 'assets', 'audio', 'layouts'))
+            ),
+        )
+    )
 
-def _write(job:tuple[VPOConfig,str,int,str]) -> list[dict]:
+
+def _write(job: tuple[VPOConfig, str, int, str]) -> list[dict]:
     "Compose and write one sample; returns its rows of the table."
     torch.set_num_threads(1)
     cfg, split, index, folder = job
     bank = open_bank(cfg.bank)
     return write_sample(folder, compose_vpo(cfg, split, index, bank), bank_classes(bank))
 
-def write_vpo(cfg:VPOConfig, folder:str|Path, jobs:int|None=None, progress:bool=True) -> None:
-    "Write all samples and the table of `cfg` into `folder`, with `jobs` processes (default: one a core)."
-    work = [(cfg, split, i, str(folder)) for split in ('train', 'val', 'test') for i in range(getattr(cfg, split))]
-    jobs = min(jobs or cores(), max(1, len(work)//32))
-    bar = dict(total=len(work), desc=f'{cfg.bank} {cfg.setting}', unit='sample', disable=not progress or None, delay=2)
-    if jobs == 1: done = list(tqdm(map(_write, work), **bar))
-    else:
-        with worker_pool(jobs) as pool: done = list(tqdm(pool.map(_write, work, chunksize=8), **bar))
-    write_vpo_table(folder, cfg.setting, [row for rows in done for row in rows], bank_classes(open_bank(cfg.bank)))
-    atomic_write(Path(folder)/'scenes.json', json.dumps(dict(config=asdict(cfg))))
 
-def make_vpo(cfg:VPOConfig, jobs:int|None=None, progress:bool=True) -> Path:
+def write_vpo(cfg: VPOConfig, folder: str | Path, jobs: int | None = None, progress: bool = True) -> None:
+    "Write all samples and the table of `cfg` into `folder`, with `jobs` processes (default: one a core)."
+    work = [
+        (cfg, split, i, str(folder)) for split in ('train', 'val', 'test') for i in range(getattr(cfg, split))
+    ]
+    jobs = min(jobs or cores(), max(1, len(work) // 32))
+    bar = dict(
+        total=len(work),
+        desc=f'{cfg.bank} {cfg.setting}',
+        unit='sample',
+        disable=not progress or None,
+        delay=2,
+    )
+    if jobs == 1:
+        done = list(tqdm(map(_write, work), **bar))
+    else:
+        with worker_pool(jobs) as pool:
+            done = list(tqdm(pool.map(_write, work, chunksize=8), **bar))
+    write_vpo_table(
+        folder, cfg.setting, [row for rows in done for row in rows], bank_classes(open_bank(cfg.bank))
+    )
+    atomic_write(Path(folder) / 'scenes.json', json.dumps(dict(config=asdict(cfg))))
+
+
+def make_vpo(cfg: VPOConfig, jobs: int | None = None, progress: bool = True) -> Path:
     "The root of the data set of `cfg`, in the cache; made when it is not there. Two processes that ask at once make it once."
-    place = cache_dir('data')/f'{cfg.bank}-{cfg.setting}-{vpo_key(cfg)}'
+    place = cache_dir('data') / f'{cfg.bank}-{cfg.setting}-{vpo_key(cfg)}'
     with locked(place):
         if not place.exists():
             part = place.with_name(place.name + '.part')
-            shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
             write_vpo(cfg, part, jobs, progress)
             publish(part, place)
     return place

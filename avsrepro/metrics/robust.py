@@ -19,17 +19,20 @@ from .segmentation import BETA2, VOID, BinaryScorer, check_binary, pixel_counts
 # %% ../../nbs/metrics/20_robust.ipynb #79eaefd1
 PROTOCOLS = ('robust-legacy', 'robust-fixed')
 
-def floor_f(share:float|Tensor  # p, the object's share of the picture
-           ) -> float|Tensor:
+
+def floor_f(
+    share: float | Tensor,  # p, the object's share of the picture
+) -> float | Tensor:
     "The F of a prediction that is the same everywhere: threshold 0 marks all pixels. Source: reference fact 5.5."
-    return (1 + BETA2)*share/(BETA2*share + 1)
+    return (1 + BETA2) * share / (BETA2 * share + 1)
 
 # %% ../../nbs/metrics/20_robust.ipynb #e5bf55ac
-def empty_target(target:Tensor) -> Tensor:
+def empty_target(target: Tensor) -> Tensor:
     "The empty mask with the void pixels of `target`."
     return torch.where(target == VOID, VOID, 0)
 
-def mean(values:Sequence[float|None]) -> float:
+
+def mean(values: Sequence[float | None]) -> float:
     "The mean of what is there; NaN when nothing is."
     there = [float(v) for v in values if v is not None]
     return fmean(there) if there else float('nan')
@@ -38,28 +41,39 @@ def mean(values:Sequence[float|None]) -> float:
 @dataclass
 class RobustScorer:
     "Scores of a split under one condition: `update` with every batch and its positive target, then `per_clip()` and `scores()`."
+
     protocol: str = 'robust-legacy'  # or 'robust-fixed'
     negative: bool = True  # the right mask is empty
-    tolerance: float = 0.  # robust-fixed: share of predicted pixels up to which a frame counts as empty
+    tolerance: float = 0.0  # robust-fixed: share of predicted pixels up to which a frame counts as empty
     inner: BinaryScorer = field(default_factory=BinaryScorer)
     objects: list[dict] = field(default_factory=list)  # sounding and area of the positive target, by clip
 
     def __post_init__(self):
-        if self.protocol not in PROTOCOLS: raise unknown('protocol', self.protocol, PROTOCOLS)
-        check(0 <= self.tolerance < 1, f'tolerance: expected a share of pixels from 0 to below 1, found {self.tolerance}.')
+        if self.protocol not in PROTOCOLS:
+            raise unknown('protocol', self.protocol, PROTOCOLS)
+        check(
+            0 <= self.tolerance < 1,
+            f'tolerance: expected a share of pixels from 0 to below 1, found {self.tolerance}.',
+        )
 
     @property
-    def ids(self) -> list[str]: return self.inner.ids
-    @property
-    def _fixed(self) -> bool: return self.protocol == 'robust-fixed'
+    def ids(self) -> list[str]:
+        return self.inner.ids
 
-    def update(self, logits:Tensor, target:Tensor, ids:Sequence[str]) -> None:
+    @property
+    def _fixed(self) -> bool:
+        return self.protocol == 'robust-fixed'
+
+    def update(self, logits: Tensor, target: Tensor, ids: Sequence[str]) -> None:
         "Add a batch: logits and *positive* target `[B, T, H, W]`, one id per clip."
         check_binary(logits, target)
         self.inner.update(logits, empty_target(target) if self._fixed and self.negative else target, ids)
         c = pixel_counts(logits.detach(), target)
-        areas, sounding = (c['positive'].double()/c['labelled']).tolist(), (c['positive'] > 0).tolist()
-        self.objects += [dict(sounding=s, area=[None if v != v else round(v, 6) for v in a]) for s, a in zip(sounding, areas)]
+        areas, sounding = (c['positive'].double() / c['labelled']).tolist(), (c['positive'] > 0).tolist()
+        self.objects += [
+            dict(sounding=s, area=[None if v != v else round(v, 6) for v in a])
+            for s, a in zip(sounding, areas)
+        ]
 
     def per_clip(self) -> list[dict]:
         """One dict per clip: id, J, F, F_05 and fpr `[T]` (F is one number) by the protocol, `rejected [T]` (nothing predicted), and
@@ -68,46 +82,77 @@ class RobustScorer:
         for row, objects in zip(self.inner.per_clip(), self.objects):
             rejected = [None if v is None else v <= self.tolerance for v in row['fpr']]
             if self._fixed:
-                if self.negative: row['F_05'] = [None if r is None else float(r) for r in rejected]
+                if self.negative:
+                    row['F_05'] = [None if r is None else float(r) for r in rejected]
                 f = mean(row['F_05'])
                 row['F'] = None if f != f else round(f, 6)
-            rows.append({**row, **objects, 'rejected': rejected, 'negative': self.negative, 'protocol': self.protocol})
+            rows.append(
+                {**row, **objects, 'rejected': rejected, 'negative': self.negative, 'protocol': self.protocol}
+            )
         return rows
 
-    def scores(self, clips_per_batch:int|None=1  # robust-legacy: the evaluation batch of F
-              ) -> dict[str, float]:
+    def scores(
+        self,
+        clips_per_batch: int | None = 1,  # robust-legacy: the evaluation batch of F
+    ) -> dict[str, float]:
         "Means over all clips: `J`, `F` by the protocol, `fpr`, `rejected` (share of frames), `area` (mean object share, the FPR of a model that never listens)."
         means, rows = self.inner.scores(clips_per_batch), self.per_clip()
         over = lambda key: mean([v for r in rows for v in r[key]])
-        return dict(J=means['J'], F=over('F_05') if self._fixed else means['F'], fpr=means['fpr'], rejected=over('rejected'), area=over('area'))
+        return dict(
+            J=means['J'],
+            F=over('F_05') if self._fixed else means['F'],
+            fpr=means['fpr'],
+            rejected=over('rejected'),
+            area=over('area'),
+        )
 
 # %% ../../nbs/metrics/20_robust.ipynb #6d1f7da5
-def harmonic(a:float, b:float) -> float:
+def harmonic(a: float, b: float) -> float:
     "The harmonic mean of two numbers; 0 when either is 0 or less, NaN when either is NaN."
-    return 2*a*b/(a + b) if a > 0 and b > 0 else (a + b)*0.
+    return 2 * a * b / (a + b) if a > 0 and b > 0 else (a + b) * 0.0
 
-def combine(positive:Mapping[str, float],  # J, F under the true sound
-            negatives:Mapping[str, Mapping[str, float]],  # condition -> J, F, fpr
-            protocol:str='robust-legacy'  # by which they were scored
-           ) -> dict[str, float]:
+
+def combine(
+    positive: Mapping[str, float],  # J, F under the true sound
+    negatives: Mapping[str, Mapping[str, float]],  # condition -> J, F, fpr
+    protocol: str = 'robust-legacy',  # by which they were scored
+) -> dict[str, float]:
     "`J_N`, `F_N` (means over the conditions), `G-mIoU`, `G-F`, `G-FPR`, as fractions. Source: equations 2 to 4 of AVSBench-Robust."
-    if protocol not in PROTOCOLS: raise unknown('protocol', protocol, PROTOCOLS)
-    check(len(negatives) > 0, 'negatives: expected the scores of at least one negative condition, found none.')
+    if protocol not in PROTOCOLS:
+        raise unknown('protocol', protocol, PROTOCOLS)
+    check(
+        len(negatives) > 0, 'negatives: expected the scores of at least one negative condition, found none.'
+    )
     N = {k: fmean(n[k] for n in negatives.values()) for k in ('J', 'F', 'fpr')}
     rejected = {k: 1 - N[k] if protocol == 'robust-legacy' else N[k] for k in ('J', 'F')}
-    return {'J_N': N['J'], 'F_N': N['F'], 'G-mIoU': harmonic(positive['J'], rejected['J']), 'G-F': harmonic(positive['F'], rejected['F']), 'G-FPR': N['fpr']}
+    return {
+        'J_N': N['J'],
+        'F_N': N['F'],
+        'G-mIoU': harmonic(positive['J'], rejected['J']),
+        'G-F': harmonic(positive['F'], rejected['F']),
+        'G-FPR': N['fpr'],
+    }
 
 # %% ../../nbs/metrics/20_robust.ipynb #2b3d10bc
-def ceilings(empty_frames:float,  # share of frames without an object: the J of an empty prediction
-             f:float  # the F of an empty prediction
-            ) -> dict[str, float]:
+def ceilings(
+    empty_frames: float,  # share of frames without an object: the J of an empty prediction
+    f: float,  # the F of an empty prediction
+) -> dict[str, float]:
     "G-mIoU and G-F in `robust-legacy` of an oracle: perfect under the true sound, empty under a wrong one. Source: reference fact 5.5."
-    G = combine(dict(J=1., F=1.), dict(negative=dict(J=empty_frames, F=f, fpr=0.)))
+    G = combine(dict(J=1.0, F=1.0), dict(negative=dict(J=empty_frames, F=f, fpr=0.0)))
     return {k: G[k] for k in ('G-mIoU', 'G-F')}
 
 # %% ../../nbs/metrics/20_robust.ipynb #a85cc22f
-def printed_scores(positive:Mapping[str, float], negatives:Mapping[str, Mapping[str, float]], protocol:str='robust-legacy') -> dict[str, float]:
+def printed_scores(
+    positive: Mapping[str, float],
+    negatives: Mapping[str, Mapping[str, float]],
+    protocol: str = 'robust-legacy',
+) -> dict[str, float]:
     "`positive mIoU`, `positive F`, `<condition> mIoU`, `F`, `FPR`, `G-mIoU`, `G-F`, `G-FPR`: percent, and fractions for FPR."
-    G, out = combine(positive, negatives, protocol), {'positive mIoU': 100*positive['J'], 'positive F': 100*positive['F']}
-    for name, n in negatives.items(): out |= {f'{name} mIoU': 100*n['J'], f'{name} F': 100*n['F'], f'{name} FPR': n['fpr']}
-    return out | {'G-mIoU': 100*G['G-mIoU'], 'G-F': 100*G['G-F'], 'G-FPR': G['G-FPR']}
+    G, out = (
+        combine(positive, negatives, protocol),
+        {'positive mIoU': 100 * positive['J'], 'positive F': 100 * positive['F']},
+    )
+    for name, n in negatives.items():
+        out |= {f'{name} mIoU': 100 * n['J'], f'{name} F': 100 * n['F'], f'{name} FPR': n['fpr']}
+    return out | {'G-mIoU': 100 * G['G-mIoU'], 'G-F': 100 * G['G-F'], 'G-FPR': G['G-FPR']}

@@ -24,33 +24,54 @@ BETA2 = 0.3  # beta squared in every F of this field (reference fact 5.2: it is 
 VOID = 255
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #1013da5f
-def check_binary(logits:Tensor,  # [clips, frames, H, W], floating point
-                 target:Tensor  # [clips, frames, H, W], whole numbers 0, 1 or 255
-                ) -> None:
+def check_binary(
+    logits: Tensor,  # [clips, frames, H, W], floating point
+    target: Tensor,  # [clips, frames, H, W], whole numbers 0, 1 or 255
+) -> None:
     "Raise `InputError` unless the pair can be scored as a binary segmentation."
     check(logits.ndim == 4, f"logits: expected [clips, frames, H, W], found shape {list(logits.shape)}.")
-    check(logits.shape == target.shape, f"target: expected the shape of the logits, {list(logits.shape)}, found {list(target.shape)}.")
-    check(logits.numel() > 0, f"logits: expected at least one clip, frame and pixel, found shape {list(logits.shape)}.")
-    check(logits.is_floating_point(), f"logits: expected floating point scores before the sigmoid, found {logits.dtype}.")
-    check(not target.is_floating_point(), f"target: expected whole numbers 0, 1 or 255 (void), found {target.dtype}.")
+    check(
+        logits.shape == target.shape,
+        f"target: expected the shape of the logits, {list(logits.shape)}, found {list(target.shape)}.",
+    )
+    check(
+        logits.numel() > 0,
+        f"logits: expected at least one clip, frame and pixel, found shape {list(logits.shape)}.",
+    )
+    check(
+        logits.is_floating_point(),
+        f"logits: expected floating point scores before the sigmoid, found {logits.dtype}.",
+    )
+    check(
+        not target.is_floating_point(),
+        f"target: expected whole numbers 0, 1 or 255 (void), found {target.dtype}.",
+    )
     check(not logits.isnan().any(), "logits: expected numbers, found NaN.")
     odd = target[(target != 0) & (target != 1) & (target != VOID)]
     check(odd.numel() == 0, f"target: expected only 0, 1 and 255 (void), found {odd[:1].tolist()}.")
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #fd84ae3b
-def pixel_counts(logits:Tensor,  # [..., H, W]
-                 target:Tensor,  # [..., H, W] of 0, 1, 255
-                 threshold:float=0.5  # on the probability, exclusive
-                ) -> dict[str, Tensor]:
+def pixel_counts(
+    logits: Tensor,  # [..., H, W]
+    target: Tensor,  # [..., H, W] of 0, 1, 255
+    threshold: float = 0.5,  # on the probability, exclusive
+) -> dict[str, Tensor]:
     "Whole numbers of pixels per frame `[...]`: labelled, positive, predicted, inter, union. Void pixels are in none of them."
     labelled, positive = target != VOID, target == 1
     predicted = (logits.float().sigmoid() > threshold) & labelled
-    pixels = dict(labelled=labelled, positive=positive, predicted=predicted, inter=predicted & positive, union=predicted | positive)
+    pixels = dict(
+        labelled=labelled,
+        positive=positive,
+        predicted=predicted,
+        inter=predicted & positive,
+        union=predicted | positive,
+    )
     return {k: v.sum((-2, -1)) for k, v in pixels.items()}
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #012c5575
-def frame_jaccard(counts:dict[str, Tensor]  # from `pixel_counts`
-                 ) -> Tensor:
+def frame_jaccard(
+    counts: dict[str, Tensor],  # from `pixel_counts`
+) -> Tensor:
     "J of each frame (reference fact 5.1); NaN where every pixel is void, so that such a frame enters no mean."
     c = {k: v.double() for k, v in counts.items()}
     empty = (c['labelled'] - c['union']) / (c['labelled'] + 1e-7)
@@ -58,130 +79,183 @@ def frame_jaccard(counts:dict[str, Tensor]  # from `pixel_counts`
     return torch.where(c['labelled'] > 0, j, torch.nan)
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #5d51264b
-THRESHOLDS = torch.linspace(0, 1 - 1e-10, 255)  # float32, made on the CPU once: every device compares with the same numbers
+THRESHOLDS = torch.linspace(
+    0, 1 - 1e-10, 255
+)  # float32, made on the CPU once: every device compares with the same numbers
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #96d35948
-def reached(p:Tensor  # probabilities in float32, any shape
-           ) -> Tensor:
+def reached(
+    p: Tensor,  # probabilities in float32, any shape
+) -> Tensor:
     "How many of the 255 thresholds `p` is greater than or equal to (int32, 1 to 255)."
     thresholds = THRESHOLDS.to(p.device)
     nearest = (p * 254).round().int()
     return nearest + (thresholds[nearest] <= p)
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #d1c356ac
-def threshold_counts(logits:Tensor,  # [N, H, W]
-                     target:Tensor  # [N, H, W] of 0, 1, 255
-                    ) -> tuple[Tensor, Tensor, Tensor]:
+def threshold_counts(
+    logits: Tensor,  # [N, H, W]
+    target: Tensor,  # [N, H, W] of 0, 1, 255
+) -> tuple[Tensor, Tensor, Tensor]:
     "True positives `[N, 255]` and predicted pixels `[N, 255]` at each threshold, and positive pixels `[N]`, as int64."
     n = len(logits)
     label = torch.where(target == VOID, 2, target).int()
     frame = torch.arange(n, dtype=torch.int32, device=logits.device)[:, None, None]
     bins = reached(logits.float().sigmoid()).add_(256 * (3 * frame + label))
-    hist = rearrange(torch.bincount(bins.flatten(), minlength=n * 3 * 256), '(n label bucket) -> label n bucket', label=3, bucket=256)
+    hist = rearrange(
+        torch.bincount(bins.flatten(), minlength=n * 3 * 256),
+        '(n label bucket) -> label n bucket',
+        label=3,
+        bucket=256,
+    )
     negative, positive = hist[:2].flip(-1).cumsum(-1).flip(-1)
     return positive[:, 1:], (positive + negative)[:, 1:], positive[:, 0]
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #f811cad8
-def f_measure(tp:Tensor,  # true positive pixels
-              predicted:Tensor,  # predicted pixels
-              positive:Tensor  # object pixels; all three of one shape, or broadcast
-             ) -> Tensor:
+def f_measure(
+    tp: Tensor,  # true positive pixels
+    predicted: Tensor,  # predicted pixels
+    positive: Tensor,  # object pixels; all three of one shape, or broadcast
+) -> Tensor:
     "$F = (1+\\beta^2) P R / (\\beta^2 P + R)$ with $\\beta^2 = 0.3$, and 0 where nothing is hit."
     precision, recall = tp / (predicted.double() + 1e-20), tp / (positive.double() + 1e-20)
-    return ((1 + BETA2) * precision * recall / (BETA2 * precision + recall)).nan_to_num(0.)
+    return ((1 + BETA2) * precision * recall / (BETA2 * precision + recall)).nan_to_num(0.0)
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #ad61a086
-def _in_chunks(*tensors:Tensor,  # all with clips on the first axis
-              size:int=4  # clips at a time
-             ) -> Iterator[tuple[Tensor, ...]]:
+def _in_chunks(
+    *tensors: Tensor,  # all with clips on the first axis
+    size: int = 4,  # clips at a time
+) -> Iterator[tuple[Tensor, ...]]:
     "Go through tensors a few clips at a time."
     yield from zip(*(t.split(size) for t in tensors))
 
-def clip_curves(logits:Tensor,  # [clips, frames, H, W]
-                target:Tensor  # [clips, frames, H, W]
-               ) -> tuple[Tensor, Tensor]:
+
+def clip_curves(
+    logits: Tensor,  # [clips, frames, H, W]
+    target: Tensor,  # [clips, frames, H, W]
+) -> tuple[Tensor, Tensor]:
     "Sum of the F curves over the frames with an object `[clips, 255]`, and the number of those frames `[clips]`."
-    tp, predicted, positive = threshold_counts(*(rearrange(t, 'c t h w -> (c t) h w') for t in (logits, target)))
+    tp, predicted, positive = threshold_counts(
+        *(rearrange(t, 'c t h w -> (c t) h w') for t in (logits, target))
+    )
     curves = f_measure(tp, predicted, positive[:, None]) * (positive[:, None] > 0)
     frames = logits.shape[1]
-    return rearrange(curves, '(c t) k -> c t k', t=frames).sum(1), rearrange(positive > 0, '(c t) -> c t', t=frames).sum(1)
+    return rearrange(curves, '(c t) k -> c t k', t=frames).sum(1), rearrange(
+        positive > 0, '(c t) -> c t', t=frames
+    ).sum(1)
 
-def best_f(curves:Tensor,  # [clips, 255] from `clip_curves`
-           frames:Tensor,  # [clips]
-           clips_per_batch:int|None=1  # None: the whole split is one batch
-          ) -> float:
+
+def best_f(
+    curves: Tensor,  # [clips, 255] from `clip_curves`
+    frames: Tensor,  # [clips]
+    clips_per_batch: int | None = 1,  # None: the whole split is one batch
+) -> float:
     "The best value of each batch's mean curve, averaged over batches; a batch without any object counts 0."
     size = len(curves) if clips_per_batch is None else clips_per_batch
-    check(isinstance(size, int) and size > 0, f"clips_per_batch: expected a whole number above 0, or None, found {clips_per_batch}.")
+    check(
+        isinstance(size, int) and size > 0,
+        f"clips_per_batch: expected a whole number above 0, or None, found {clips_per_batch}.",
+    )
     batches = [(c.sum(0) / n.sum().clamp(min=1)).max() for c, n in _in_chunks(curves, frames, size=size)]
     return torch.stack(batches).mean().item()
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #0c1b2909
-def pool(counts:dict[str, Tensor]  # from `pixel_counts`
-        ) -> dict[str, float]:
+def pool(
+    counts: dict[str, Tensor],  # from `pixel_counts`
+) -> dict[str, float]:
     "Dataset-pooled `J`, `F` (means over the two classes) and `J_foreground`, `J_background`, `F_foreground`, `F_background`."
     c = {k: v.sum() for k, v in counts.items()}
-    one = dict(foreground=(c['inter'], c['predicted'], c['positive']),
-               background=(c['labelled'] - c['union'], c['labelled'] - c['predicted'], c['labelled'] - c['positive']))
+    one = dict(
+        foreground=(c['inter'], c['predicted'], c['positive']),
+        background=(
+            c['labelled'] - c['union'],
+            c['labelled'] - c['predicted'],
+            c['labelled'] - c['positive'],
+        ),
+    )
     scores = {}
     for name, (tp, predicted, positive) in one.items():
         union = predicted + positive - tp
         scores[f'J_{name}'] = (tp.double() / union).item()  # 0/0, a class that never occurs, is NaN
         scores[f'F_{name}'] = f_measure(tp, predicted, positive).item() if union > 0 else float('nan')
-    for m in 'JF': scores[m] = torch.tensor([scores[f'{m}_foreground'], scores[f'{m}_background']]).nanmean().item()
+    for m in 'JF':
+        scores[m] = torch.tensor([scores[f'{m}_foreground'], scores[f'{m}_background']]).nanmean().item()
     return scores
 
-def pooled_scores(logits:Tensor,  # [clips, frames, H, W]
-                  target:Tensor  # [clips, frames, H, W]
-                 ) -> dict[str, float]:
+
+def pooled_scores(
+    logits: Tensor,  # [clips, frames, H, W]
+    target: Tensor,  # [clips, frames, H, W]
+) -> dict[str, float]:
     "All `dataset-pooled` scores of a split (reference fact 5.4), prediction at probability > 0.5."
     check_binary(logits, target)
     parts = [pixel_counts(*chunk) for chunk in _in_chunks(logits, target)]
     return pool({k: torch.cat([c[k] for c in parts]) for k in parts[0]})
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #56c13dcb
-def jaccard(logits:Tensor,  # [clips, frames, H, W]
-            target:Tensor,  # [clips, frames, H, W] of 0, 1, 255
-            protocol:str='avsbench'  # or 'dataset-pooled'
-           ) -> float:
+def jaccard(
+    logits: Tensor,  # [clips, frames, H, W]
+    target: Tensor,  # [clips, frames, H, W] of 0, 1, 255
+    protocol: str = 'avsbench',  # or 'dataset-pooled'
+) -> float:
     "J, a fraction: the mean over frames (reference fact 5.1), or pooled (5.4). `InputError` for pairs that cannot be scored."
-    if protocol not in PROTOCOLS: raise unknown('protocol', protocol, PROTOCOLS)
-    if protocol == 'dataset-pooled': return pooled_scores(logits, target)['J']
+    if protocol not in PROTOCOLS:
+        raise unknown('protocol', protocol, PROTOCOLS)
+    if protocol == 'dataset-pooled':
+        return pooled_scores(logits, target)['J']
     check_binary(logits, target)
-    return torch.cat([frame_jaccard(pixel_counts(*chunk)) for chunk in _in_chunks(logits, target)]).nanmean().item()
+    return (
+        torch.cat([frame_jaccard(pixel_counts(*chunk)) for chunk in _in_chunks(logits, target)])
+        .nanmean()
+        .item()
+    )
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #754dc43c
-def f_score(logits:Tensor,  # [clips, frames, H, W]
-            target:Tensor,  # [clips, frames, H, W] of 0, 1, 255
-            clips_per_batch:int|None=1,  # evaluation batch of the avsbench protocol; None takes the whole split as one
-            protocol:str='avsbench'  # or 'dataset-pooled'
-           ) -> float:
+def f_score(
+    logits: Tensor,  # [clips, frames, H, W]
+    target: Tensor,  # [clips, frames, H, W] of 0, 1, 255
+    clips_per_batch: int
+    | None = 1,  # evaluation batch of the avsbench protocol; None takes the whole split as one
+    protocol: str = 'avsbench',  # or 'dataset-pooled'
+) -> float:
     "F, a fraction: best threshold of each batch (reference fact 5.2), or pooled at probability > 0.5 (5.4)."
-    if protocol not in PROTOCOLS: raise unknown('protocol', protocol, PROTOCOLS)
-    if protocol == 'dataset-pooled': return pooled_scores(logits, target)['F']
+    if protocol not in PROTOCOLS:
+        raise unknown('protocol', protocol, PROTOCOLS)
+    if protocol == 'dataset-pooled':
+        return pooled_scores(logits, target)['F']
     check_binary(logits, target)
     parts = [clip_curves(*chunk) for chunk in _in_chunks(logits, target)]
     return best_f(*(torch.cat(p) for p in zip(*parts)), clips_per_batch)
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #e83d40be
-def frame_f(counts:dict[str, Tensor]  # from `pixel_counts`
-           ) -> Tensor:
+def frame_f(
+    counts: dict[str, Tensor],  # from `pixel_counts`
+) -> Tensor:
     "F of each frame at the threshold of its counts; NaN for frames without an object."
-    return torch.where(counts['positive'] > 0, f_measure(counts['inter'], counts['predicted'], counts['positive']), torch.nan)
+    return torch.where(
+        counts['positive'] > 0, f_measure(counts['inter'], counts['predicted'], counts['positive']), torch.nan
+    )
 
-def f_at(logits:Tensor,  # [clips, frames, H, W]
-         target:Tensor,  # [clips, frames, H, W] of 0, 1, 255
-         threshold:float=0.5  # on the probability, exclusive
-        ) -> float:
+
+def f_at(
+    logits: Tensor,  # [clips, frames, H, W]
+    target: Tensor,  # [clips, frames, H, W] of 0, 1, 255
+    threshold: float = 0.5,  # on the probability, exclusive
+) -> float:
     "F at one threshold, the mean over the frames that have an object; NaN when none has."
     check_binary(logits, target)
     check(0 <= threshold < 1, f"threshold: expected a probability from 0 to below 1, found {threshold}.")
-    return torch.cat([frame_f(pixel_counts(*chunk, threshold)) for chunk in _in_chunks(logits, target)]).nanmean().item()
+    return (
+        torch.cat([frame_f(pixel_counts(*chunk, threshold)) for chunk in _in_chunks(logits, target)])
+        .nanmean()
+        .item()
+    )
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #16ba9713
-def frame_scores(logits:Tensor,  # [clips, frames, H, W]
-                 target:Tensor  # [clips, frames, H, W] of 0, 1, 255
-                ) -> dict[str, Tensor]:
+def frame_scores(
+    logits: Tensor,  # [clips, frames, H, W]
+    target: Tensor,  # [clips, frames, H, W] of 0, 1, 255
+) -> dict[str, Tensor]:
     """Everything about each frame, as `[clips, frames]`: `jaccard`, `f_at` (0.5; NaN without an object), `empty` (no object),
     `area` and `fpr` (object's and predicted share of the labelled pixels), and the counts of `pixel_counts`; `f_score` is `[clips]`
     (each clip its own batch), `curve [clips, 255]` and `sounding_frames [clips]` as in `clip_curves`. A frame with only void pixels has NaN scores."""
@@ -191,17 +265,23 @@ def frame_scores(logits:Tensor,  # [clips, frames, H, W]
         c = pixel_counts(x, y)
         share = dict(area=c['positive'].double() / c['labelled'], fpr=c['predicted'].double() / c['labelled'])
         curves, frames = clip_curves(x, y)
-        clip = dict(f_score=(curves / frames.clamp(min=1)[:, None]).amax(1), curve=curves, sounding_frames=frames)
-        parts.append(dict(jaccard=frame_jaccard(c), f_at=frame_f(c), empty=c['positive'] == 0, **share, **c, **clip))
+        clip = dict(
+            f_score=(curves / frames.clamp(min=1)[:, None]).amax(1), curve=curves, sounding_frames=frames
+        )
+        parts.append(
+            dict(jaccard=frame_jaccard(c), f_at=frame_f(c), empty=c['positive'] == 0, **share, **c, **clip)
+        )
     return {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #e5a8e681
-def _plain(values:Tensor  # [T]
-         ) -> list[float|None]:
+def _plain(
+    values: Tensor,  # [T]
+) -> list[float | None]:
     "Python floats with six decimals, `None` for NaN."
     return [None if v != v else round(v, 6) for v in values.tolist()]
 
-def _check_ids(ids:Sequence[str], seen:Sequence[str], clips:int) -> None:
+
+def _check_ids(ids: Sequence[str], seen: Sequence[str], clips: int) -> None:
     "Raise `InputError` unless there is one id per clip and none of them was seen before."
     check(len(ids) == clips, f"ids: expected one for each of {clips} clips, found {len(ids)}.")
     twice = [i for n, i in enumerate(ids) if i in seen or i in ids[:n]]
@@ -211,10 +291,11 @@ def _check_ids(ids:Sequence[str], seen:Sequence[str], clips:int) -> None:
 @dataclass
 class BinaryScorer:
     "Scores of a split, clip by clip: `update` with every batch, then `per_clip()` for the records and `scores()` for the means."
+
     ids: list[str] = field(default_factory=list)
     kept: list[dict[str, Tensor]] = field(default_factory=list)
 
-    def update(self, logits:Tensor, target:Tensor, ids:Sequence[str]) -> None:
+    def update(self, logits: Tensor, target: Tensor, ids: Sequence[str]) -> None:
         "Add a batch: logits and target `[B, T, H, W]`, one id per clip. `InputError` for an id that was seen before."
         _check_ids(ids, self.ids, len(logits))
         scores = {k: v.cpu() for k, v in frame_scores(logits.detach(), target).items()}
@@ -224,65 +305,117 @@ class BinaryScorer:
     def per_clip(self) -> list[dict]:
         """One dict per clip: id, J and F_05 `[T]`, F (the clip as its own batch), sounding `[T]`, area and fpr `[T]`
         (shares of the labelled pixels that are object and that are predicted)."""
-        return [dict(id=i, J=_plain(k['jaccard']), F=round(k['f_score'].item(), 6), F_05=_plain(k['f_at']), sounding=(~k['empty']).tolist(),
-                     area=_plain(k['area']), fpr=_plain(k['fpr'])) for i, k in zip(self.ids, self.kept)]
+        return [
+            dict(
+                id=i,
+                J=_plain(k['jaccard']),
+                F=round(k['f_score'].item(), 6),
+                F_05=_plain(k['f_at']),
+                sounding=(~k['empty']).tolist(),
+                area=_plain(k['area']),
+                fpr=_plain(k['fpr']),
+            )
+            for i, k in zip(self.ids, self.kept)
+        ]
 
-    def scores(self, clips_per_batch:int|None=1) -> dict[str, float]:
+    def scores(self, clips_per_batch: int | None = 1) -> dict[str, float]:
         """Means over all clips seen, in the order they came: `J`, `F` (batches of `clips_per_batch`), `J&F`, `J_sounding` (frames with an
         object; NaN when there is none), `F_05`, `fpr`, and the dataset-pooled scores under `pooled_J`, `pooled_F`, ..."""
         check(self.kept, "scores: expected at least one clip, found none.")
-        k = {key: torch.cat([c[key] for c in self.kept]) for key in self.kept[0] if self.kept[0][key].ndim == 1 and key != 'curve'}
+        k = {
+            key: torch.cat([c[key] for c in self.kept])
+            for key in self.kept[0]
+            if self.kept[0][key].ndim == 1 and key != 'curve'
+        }
         curves, frames = (torch.stack([c[key] for c in self.kept]) for key in ('curve', 'sounding_frames'))
         s = dict(J=k['jaccard'].nanmean().item(), F=best_f(curves, frames, clips_per_batch))
-        s |= {'J&F': (s['J'] + s['F']) / 2, 'J_sounding': k['jaccard'][~k['empty']].nanmean().item(),
-              'F_05': k['f_at'].nanmean().item(), 'fpr': k['fpr'].nanmean().item()}
-        return s | {f'pooled_{name}': v for name, v in pool({n: k[n] for n in ('labelled', 'positive', 'predicted', 'inter', 'union')}).items()}
+        s |= {
+            'J&F': (s['J'] + s['F']) / 2,
+            'J_sounding': k['jaccard'][~k['empty']].nanmean().item(),
+            'F_05': k['f_at'].nanmean().item(),
+            'fpr': k['fpr'].nanmean().item(),
+        }
+        return s | {
+            f'pooled_{name}': v
+            for name, v in pool(
+                {n: k[n] for n in ('labelled', 'positive', 'predicted', 'inter', 'union')}
+            ).items()
+        }
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #378cfbb3
-def class_counts(pred:Tensor,  # [N, H, W] class of each pixel
-                 target:Tensor,  # [N, H, W] class of each pixel, 255 void
-                 num_classes:int
-                ) -> dict[str, Tensor]:
+def class_counts(
+    pred: Tensor,  # [N, H, W] class of each pixel
+    target: Tensor,  # [N, H, W] class of each pixel, 255 void
+    num_classes: int,
+) -> dict[str, Tensor]:
     "Pixels per frame and class `[N, K]`: inter, predicted, positive. Void pixels are in none of them."
     n, k = len(pred), num_classes
     frame = torch.arange(n, device=pred.device)[:, None, None]
-    pairs = torch.bincount(((frame * k + target) * k + pred)[target != VOID], minlength=n * k * k).view(n, k, k)  # target, prediction
+    pairs = torch.bincount(((frame * k + target) * k + pred)[target != VOID], minlength=n * k * k).view(
+        n, k, k
+    )  # target, prediction
     return dict(inter=pairs.diagonal(dim1=1, dim2=2), predicted=pairs.sum(1), positive=pairs.sum(2))
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #285a53ab
-def class_means(counts:dict[str, Tensor],  # [N, K] from `class_counts`
-                protocol:str='avsbench',  # or 'dataset-pooled'
-                padded:int=0,  # empty slots, each a perfect frame of background
-                without:str|None=None  # 'background', or 'last' for the released noBg
-               ) -> dict[str, float|list[float]]:
+def class_means(
+    counts: dict[str, Tensor],  # [N, K] from `class_counts`
+    protocol: str = 'avsbench',  # or 'dataset-pooled'
+    padded: int = 0,  # empty slots, each a perfect frame of background
+    without: str | None = None,  # 'background', or 'last' for the released noBg
+) -> dict[str, float | list[float]]:
     "`mIoU`, `F`, and by class `class_iou`, `class_f`, `class_frames` (frames that have the class in prediction or target)."
-    if without not in (None, 'background', 'last'): raise unknown('class to leave out', without, ('background', 'last'))
+    if without not in (None, 'background', 'last'):
+        raise unknown('class to leave out', without, ('background', 'last'))
     inter, predicted, positive = (counts[k].double() for k in ('inter', 'predicted', 'positive'))
     frames = (predicted + positive > 0).sum(0).double()
-    if protocol == 'dataset-pooled': inter, predicted, positive = (v.sum(0, keepdim=True) for v in (inter, predicted, positive))
+    if protocol == 'dataset-pooled':
+        inter, predicted, positive = (v.sum(0, keepdim=True) for v in (inter, predicted, positive))
     iou, f = inter / (predicted + positive - inter), f_measure(inter, predicted, positive)
     seen = (predicted + positive > 0).sum(0).double()
-    iou, f = iou.nan_to_num(0.).sum(0), f.sum(0)
-    if protocol == 'avsbench': iou[0] += padded; f[0] += padded; seen[0] += padded; frames[0] += padded
+    iou, f = iou.nan_to_num(0.0).sum(0), f.sum(0)
+    if protocol == 'avsbench':
+        iou[0] += padded
+        f[0] += padded
+        seen[0] += padded
+        frames[0] += padded
     iou, f = iou / seen.clamp(min=1), f / seen.clamp(min=1)
     used = torch.ones_like(seen, dtype=torch.bool) if protocol == 'avsbench' else seen > 0
-    if without: used[0 if without == 'background' else -1] = False
-    return dict(mIoU=iou[used].mean().item(), F=f[used].mean().item(), class_iou=iou.tolist(), class_f=f.tolist(), class_frames=frames.int().tolist())
+    if without:
+        used[0 if without == 'background' else -1] = False
+    return dict(
+        mIoU=iou[used].mean().item(),
+        F=f[used].mean().item(),
+        class_iou=iou.tolist(),
+        class_f=f.tolist(),
+        class_frames=frames.int().tolist(),
+    )
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #50e27db3
-def semantic_pair(prediction:Tensor,  # logits [clips, frames, K, H, W], or classes [clips, frames, H, W]
-                  target:Tensor,  # [clips, frames, H, W], 0 to K-1, 255 void
-                  num_classes:int|None=None  # needed with classes
-                 ) -> tuple[Tensor, int]:
+def semantic_pair(
+    prediction: Tensor,  # logits [clips, frames, K, H, W], or classes [clips, frames, H, W]
+    target: Tensor,  # [clips, frames, H, W], 0 to K-1, 255 void
+    num_classes: int | None = None,  # needed with classes
+) -> tuple[Tensor, int]:
     "The class of each pixel `[clips, frames, H, W]` and K, after checking that the pair can be scored."
     if prediction.ndim == 5:
-        check(num_classes in (None, prediction.shape[2]), f"logits: expected {num_classes} classes, found {prediction.shape[2]}.")
+        check(
+            num_classes in (None, prediction.shape[2]),
+            f"logits: expected {num_classes} classes, found {prediction.shape[2]}.",
+        )
         num_classes, (highest, prediction) = prediction.shape[2], prediction.max(2)
         check(not highest.isnan().any(), "logits: expected numbers, found NaN.")
-    check(num_classes is not None, "num_classes: expected the number of classes, background included, when classes are given instead of logits.")
-    check(prediction.shape == target.shape and target.ndim == 4, f"target: expected [clips, frames, H, W] as predicted, {list(prediction.shape)}, found {list(target.shape)}.")
-    for name, t, odd in [('target', target, (target < 0) | ((target >= num_classes) & (target != VOID))),
-                         ('prediction', prediction, (prediction < 0) | (prediction >= num_classes))]:
+    check(
+        num_classes is not None,
+        "num_classes: expected the number of classes, background included, when classes are given instead of logits.",
+    )
+    check(
+        prediction.shape == target.shape and target.ndim == 4,
+        f"target: expected [clips, frames, H, W] as predicted, {list(prediction.shape)}, found {list(target.shape)}.",
+    )
+    for name, t, odd in [
+        ('target', target, (target < 0) | ((target >= num_classes) & (target != VOID))),
+        ('prediction', prediction, (prediction < 0) | (prediction >= num_classes)),
+    ]:
         check(not t.is_floating_point(), f"{name}: expected whole class numbers, found {t.dtype}.")
         check(not odd.any(), f"{name}: expected classes 0 to {num_classes - 1}, found {t[odd][:1].tolist()}.")
     return prediction.long(), num_classes
@@ -291,16 +424,22 @@ def semantic_pair(prediction:Tensor,  # logits [clips, frames, K, H, W], or clas
 @dataclass
 class SemanticScorer:
     "Class-wise scores of a split, clip by clip: `update` with every batch, then `per_clip()` and `scores()`."
+
     num_classes: int
     ids: list[str] = field(default_factory=list)
     kept: list[dict[str, Tensor]] = field(default_factory=list)
 
-    def update(self, prediction:Tensor, target:Tensor, ids:Sequence[str], valid:Tensor|None=None) -> None:
+    def update(
+        self, prediction: Tensor, target: Tensor, ids: Sequence[str], valid: Tensor | None = None
+    ) -> None:
         "Add a batch: logits `[B, T, K, H, W]` or classes `[B, T, H, W]`, target `[B, T, H, W]`, ids, and which frames exist `[B, T]`."
         pred, k = semantic_pair(prediction.detach(), target, self.num_classes)
         _check_ids(ids, self.ids, len(pred))
         valid = torch.ones(pred.shape[:2], dtype=torch.bool) if valid is None else valid.bool()
-        check(valid.shape == pred.shape[:2], f"valid: expected [clips, frames] {list(pred.shape[:2])}, found {list(valid.shape)}.")
+        check(
+            valid.shape == pred.shape[:2],
+            f"valid: expected [clips, frames] {list(pred.shape[:2])}, found {list(valid.shape)}.",
+        )
         for p, y, v in zip(pred, target.long(), valid.to(pred.device)):
             self.kept.append({n: c.cpu() for n, c in class_counts(p[v], y[v], k).items()})
         self.ids += list(ids)
@@ -314,27 +453,42 @@ class SemanticScorer:
             classes = union.sum(0).nonzero().flatten().tolist()
             f = torch.where(union > 0, f_measure(c['inter'], c['predicted'], c['positive']), torch.nan)
             pixels = torch.stack([c[n].sum(0) for n in ('inter', 'predicted', 'positive')], 1)
-            records.append(dict(id=i, classes=classes, pixels=pixels[classes].long().tolist(), J=[_plain((c['inter'].double() / union)[:, k]) for k in classes], F=[_plain(f[:, k]) for k in classes]))
+            records.append(
+                dict(
+                    id=i,
+                    classes=classes,
+                    pixels=pixels[classes].long().tolist(),
+                    J=[_plain((c['inter'].double() / union)[:, k]) for k in classes],
+                    F=[_plain(f[:, k]) for k in classes],
+                )
+            )
         return records
 
-    def scores(self, slots:int|None=None, without:str|None=None, protocol:str='avsbench') -> dict[str, float|list[float]]:
+    def scores(
+        self, slots: int | None = None, without: str | None = None, protocol: str = 'avsbench'
+    ) -> dict[str, float | list[float]]:
         "`class_means` of everything seen; `slots` counts each clip as that many frames, the missing ones as perfect background."
-        if protocol not in PROTOCOLS: raise unknown('protocol', protocol, PROTOCOLS)
+        if protocol not in PROTOCOLS:
+            raise unknown('protocol', protocol, PROTOCOLS)
         check(self.kept, "scores: expected at least one clip, found none.")
         frames = [len(c['inter']) for c in self.kept]
-        check(slots is None or slots >= max(frames), f"slots: expected at least the {max(frames)} frames of the longest clip, found {slots}.")
+        check(
+            slots is None or slots >= max(frames),
+            f"slots: expected at least the {max(frames)} frames of the longest clip, found {slots}.",
+        )
         counts = {k: torch.cat([c[k] for c in self.kept]) for k in self.kept[0]}
         return class_means(counts, protocol, sum(slots - n for n in frames) if slots else 0, without)
 
 # %% ../../nbs/metrics/10_segmentation.ipynb #7d795d54
-def semantic_scores(prediction:Tensor,  # logits [clips, frames, K, H, W], or classes [clips, frames, H, W]
-                    target:Tensor,  # [clips, frames, H, W], 0 to K-1, 255 void
-                    num_classes:int|None=None,  # K, needed when classes are given
-                    valid:Tensor|None=None,  # [clips, frames] bool, frames that exist; None: all
-                    slots:int|None=None,  # 10 counts empty slots as the released evaluation does
-                    without:str|None=None,  # 'background', or 'last' for the released noBg
-                    protocol:str='avsbench'  # or 'dataset-pooled': pooled per class, only classes that occur
-                   ) -> dict[str, float|list[float]]:
+def semantic_scores(
+    prediction: Tensor,  # logits [clips, frames, K, H, W], or classes [clips, frames, H, W]
+    target: Tensor,  # [clips, frames, H, W], 0 to K-1, 255 void
+    num_classes: int | None = None,  # K, needed when classes are given
+    valid: Tensor | None = None,  # [clips, frames] bool, frames that exist; None: all
+    slots: int | None = None,  # 10 counts empty slots as the released evaluation does
+    without: str | None = None,  # 'background', or 'last' for the released noBg
+    protocol: str = 'avsbench',  # or 'dataset-pooled': pooled per class, only classes that occur
+) -> dict[str, float | list[float]]:
     "Class-wise `mIoU` and `F` of AVSS (reference facts 5.3 and 5.4), with the scores of each class."
     pred, k = semantic_pair(prediction, target, num_classes)
     scorer = SemanticScorer(k)

@@ -23,26 +23,35 @@ from ..core.errors import check
 from ..data.avis import Tracks, encode_mask
 
 # %% ../../nbs/metrics/30_tracks.ipynb #38f0100d
-def components(classes:np.ndarray,  # [H,W] class ids, 0 background
-               min_area:float=.002  # share of the frame
-              ) -> list[tuple[int, np.ndarray]]:
+def components(
+    classes: np.ndarray,  # [H,W] class ids, 0 background
+    min_area: float = 0.002,  # share of the frame
+) -> list[tuple[int, np.ndarray]]:
     "The instances of one frame: class id and mask bool `[H,W]`. Ids of 255 are void and give none."
     found = []
     for label in np.unique(classes):
-        if label in (0, 255): continue
+        if label in (0, 255):
+            continue
         parts, n = ndimage.label(classes == label, structure=np.ones((3, 3)))
         sizes = np.bincount(parts.ravel(), minlength=n + 1)
-        found += [(int(label), parts == i) for i in range(1, n + 1) if sizes[i] >= max(1, min_area*classes.size)]
+        found += [
+            (int(label), parts == i) for i in range(1, n + 1) if sizes[i] >= max(1, min_area * classes.size)
+        ]
     return found
 
-def link_tracks(classes:np.ndarray,  # [T,H,W] class ids
-                scores:np.ndarray|None=None,  # [T,H,W] probability of the predicted class; None for 1
-                min_area:float=.002,  # share of the frame
-                link:float=.01,  # least IoU with a track's last mask
-                patience:int=15  # frames that a track may be away
-               ) -> Tracks:
+
+def link_tracks(
+    classes: np.ndarray,  # [T,H,W] class ids
+    scores: np.ndarray | None = None,  # [T,H,W] probability of the predicted class; None for 1
+    min_area: float = 0.002,  # share of the frame
+    link: float = 0.01,  # least IoU with a track's last mask
+    patience: int = 15,  # frames that a track may be away
+) -> Tracks:
     "Instances and tracks of a semantic prediction. The rules are ours: AVIS scores tracks and SDAVS predicts classes."
-    check(classes.ndim == 3 and (scores is None or scores.shape == classes.shape), f'expected classes [T,H,W] and scores of the same shape, found {classes.shape} and {None if scores is None else scores.shape}.')
+    check(
+        classes.ndim == 3 and (scores is None or scores.shape == classes.shape),
+        f'expected classes [T,H,W] and scores of the same shape, found {classes.shape} and {None if scores is None else scores.shape}.',
+    )
     T, *size = classes.shape
     rles, labels, sums, last = [], [], [], []  # of each track; `last` is its latest frame
     for t in range(T):
@@ -50,52 +59,77 @@ def link_tracks(classes:np.ndarray,  # [T,H,W] class ids
         codes = [encode_mask(m) for _, m in found]
         for i, n in _match(found, codes, rles, labels, last, t, link, patience):
             if n is None:
-                n = len(rles); rles.append([None]*T); labels.append(found[i][0]); sums.append(np.zeros(2)); last.append(t)
+                n = len(rles)
+                rles.append([None] * T)
+                labels.append(found[i][0])
+                sums.append(np.zeros(2))
+                last.append(t)
             mask = found[i][1]
             rles[n][t], last[n] = codes[i], t
             sums[n] += mask.sum() if scores is None else scores[t][mask].sum(dtype=np.float64), mask.sum()
-    return Tracks(rles, np.array(labels, np.int64), np.array([s/a for s, a in sums]), T, tuple(size))
+    return Tracks(rles, np.array(labels, np.int64), np.array([s / a for s, a in sums]), T, tuple(size))
 
-def _match(found, codes, rles, labels, last, t, link, patience) -> list[tuple[int, int|None]]:
+
+def _match(found, codes, rles, labels, last, t, link, patience) -> list[tuple[int, int | None]]:
     "For each instance of frame `t` the track it continues, or None."
     chosen = dict.fromkeys(range(len(found)))
     for label in {l for l, _ in found}:
         new = [i for i, (l, _) in enumerate(found) if l == label]
         old = [n for n, l in enumerate(labels) if l == label and t - last[n] <= patience + 1]
-        if not old: continue
-        iou = rle_tools.iou([codes[i] for i in new], [rles[n][last[n]] for n in old], [0]*len(old))
+        if not old:
+            continue
+        iou = rle_tools.iou([codes[i] for i in new], [rles[n][last[n]] for n in old], [0] * len(old))
         for a, b in zip(*linear_sum_assignment(iou, maximize=True)):
-            if iou[a, b] >= link: chosen[new[a]] = old[b]
+            if iou[a, b] >= link:
+                chosen[new[a]] = old[b]
     return list(chosen.items())
 
 # %% ../../nbs/metrics/30_tracks.ipynb #619ce5d3
-def _present(tracks:Tracks, t:int) -> np.ndarray:
+def _present(tracks: Tracks, t: int) -> np.ndarray:
     "Indices of the tracks with a mask in frame `t`."
     return np.array([n for n, track in enumerate(tracks.rles) if track[t] is not None], dtype=np.int64)
 
-def frame_iou(truth:Tracks, predicted:Tracks, t:int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+
+def frame_iou(truth: Tracks, predicted: Tracks, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Who is present in frame `t` (indices of truth `[n]` and prediction `[m]`) and their IoU `[n,m]`, whatever the class."
-    check((truth.length, truth.size) == (predicted.length, predicted.size), f'the prediction has {predicted.length} frames of {predicted.size}; expected {truth.length} of {truth.size}.')
+    check(
+        (truth.length, truth.size) == (predicted.length, predicted.size),
+        f'the prediction has {predicted.length} frames of {predicted.size}; expected {truth.length} of {truth.size}.',
+    )
     g, p = _present(truth, t), _present(predicted, t)
-    if not len(g) or not len(p): return g, p, np.zeros((len(g), len(p)))
-    return g, p, np.asarray(rle_tools.iou([truth.rles[i][t] for i in g], [predicted.rles[i][t] for i in p], [0]*len(p)))
+    if not len(g) or not len(p):
+        return g, p, np.zeros((len(g), len(p)))
+    return (
+        g,
+        p,
+        np.asarray(
+            rle_tools.iou([truth.rles[i][t] for i in g], [predicted.rles[i][t] for i in p], [0] * len(p))
+        ),
+    )
 
 # %% ../../nbs/metrics/30_tracks.ipynb #039a57b5
-THRESHOLDS = np.arange(1, 20)*.05  # 0.05 to 0.95
+THRESHOLDS = np.arange(1, 20) * 0.05  # 0.05 to 0.95
 
-def frame_quality(iou:np.ndarray,  # [n,m] true by predicted instances
-                  same:np.ndarray  # bool [n,m], equal classes
-                 ) -> float:
+
+def frame_quality(
+    iou: np.ndarray,  # [n,m] true by predicted instances
+    same: np.ndarray,  # bool [n,m], equal classes
+) -> float:
     "The highest threshold at which a frame is right: 1 if nothing sounds and nothing is predicted, -1 if no pairing exists."
     n, m = iou.shape
-    if n != m: return -1.
-    best = -1. if n else 1.
+    if n != m:
+        return -1.0
+    best = -1.0 if n else 1.0
     for value in np.unique(iou[same]):
         ok = same & (iou >= value)
-        if ok[linear_sum_assignment(ok, maximize=True)].sum() == n: best = float(value)
+        if ok[linear_sum_assignment(ok, maximize=True)].sum() == n:
+            best = float(value)
     return best
 
-def fsla(truth:Sequence[Tracks], predicted:Sequence[Tracks], thresholds:np.ndarray=THRESHOLDS) -> dict[str, float]:
+
+def fsla(
+    truth: Sequence[Tracks], predicted: Sequence[Tracks], thresholds: np.ndarray = THRESHOLDS
+) -> dict[str, float]:
     "Frame-level sound localisation accuracy in per cent (OUR definition, see the notebook): FSLA, and `silent`, `single`, `multi` frames alone (NaN where there are none)."
     right = defaultdict(list)
     for g, p in _pairs(truth, predicted):
@@ -103,74 +137,129 @@ def fsla(truth:Sequence[Tracks], predicted:Sequence[Tracks], thresholds:np.ndarr
             true, pred, iou = frame_iou(g, p, t)
             quality = frame_quality(iou, g.labels[true][:, None] == p.labels[pred][None])
             share = float(np.mean(quality >= thresholds - 1e-9))
-            for kind in ('FSLA', ('silent', 'single', 'multi')[min(len(true), 2)]): right[kind].append(share)
-    return {kind: 100*float(np.mean(right[kind])) if right[kind] else float('nan') for kind in ('FSLA', 'silent', 'single', 'multi')}
+            for kind in ('FSLA', ('silent', 'single', 'multi')[min(len(true), 2)]):
+                right[kind].append(share)
+    return {
+        kind: 100 * float(np.mean(right[kind])) if right[kind] else float('nan')
+        for kind in ('FSLA', 'silent', 'single', 'multi')
+    }
 
-def _pairs(truth:Sequence[Tracks], predicted:Sequence[Tracks]) -> list[tuple[Tracks, Tracks]]:
-    check(len(truth) == len(predicted) and len(truth) > 0, f'{len(predicted)} predicted videos for {len(truth)} true ones; expected as many, and at least one.')
+
+def _pairs(truth: Sequence[Tracks], predicted: Sequence[Tracks]) -> list[tuple[Tracks, Tracks]]:
+    check(
+        len(truth) == len(predicted) and len(truth) > 0,
+        f'{len(predicted)} predicted videos for {len(truth)} true ones; expected as many, and at least one.',
+    )
     return list(zip(truth, predicted))
 
 # %% ../../nbs/metrics/30_tracks.ipynb #47c692e7
-def _hota_input(truth:Tracks, predicted:Tracks, label:int) -> dict:
+def _hota_input(truth: Tracks, predicted: Tracks, label: int) -> dict:
     "What `trackeval.metrics.HOTA` asks for, for one video and class."
     ids_g, ids_p, similarity = [], [], []
     new_g, new_p = (np.cumsum(x.labels == label) - 1 for x in (truth, predicted))
     for t in range(truth.length):
         g, p, iou = frame_iou(truth, predicted, t)
         in_g, in_p = truth.labels[g] == label, predicted.labels[p] == label
-        ids_g.append(new_g[g[in_g]]); ids_p.append(new_p[p[in_p]]); similarity.append(iou[np.ix_(in_g, in_p)])
-    return dict(gt_ids=ids_g, tracker_ids=ids_p, similarity_scores=similarity, num_gt_dets=sum(map(len, ids_g)), num_tracker_dets=sum(map(len, ids_p)),
-                num_gt_ids=int((truth.labels == label).sum()), num_tracker_ids=int((predicted.labels == label).sum()))
+        ids_g.append(new_g[g[in_g]])
+        ids_p.append(new_p[p[in_p]])
+        similarity.append(iou[np.ix_(in_g, in_p)])
+    return dict(
+        gt_ids=ids_g,
+        tracker_ids=ids_p,
+        similarity_scores=similarity,
+        num_gt_dets=sum(map(len, ids_g)),
+        num_tracker_dets=sum(map(len, ids_p)),
+        num_gt_ids=int((truth.labels == label).sum()),
+        num_tracker_ids=int((predicted.labels == label).sum()),
+    )
 
-def hota(truth:Sequence[Tracks], predicted:Sequence[Tracks]) -> dict[str, float]:
+
+def hota(truth: Sequence[Tracks], predicted: Sequence[Tracks]) -> dict[str, float]:
     "HOTA, DetA, AssA and LocA in per cent, averaged over classes, and `pooled`, the HOTA over all classes' detections."
     pairs, metric = _pairs(truth, predicted), HOTA()
     labels = sorted({int(l) for g, p in pairs for l in (*g.labels, *p.labels)})
-    if not labels: return dict.fromkeys(('HOTA', 'DetA', 'AssA', 'LocA', 'pooled'), float('nan'))
-    classes = {l: metric.combine_sequences({i: metric.eval_sequence(_hota_input(g, p, l)) for i, (g, p) in enumerate(pairs)}) for l in labels}
-    mean, pooled = metric.combine_classes_class_averaged(classes, ignore_empty_classes=True), metric.combine_classes_det_averaged(classes)
-    return {k: 100*float(np.mean(mean[k])) for k in ('HOTA', 'DetA', 'AssA', 'LocA')} | dict(pooled=100*float(np.mean(pooled['HOTA'])))
+    if not labels:
+        return dict.fromkeys(('HOTA', 'DetA', 'AssA', 'LocA', 'pooled'), float('nan'))
+    classes = {
+        l: metric.combine_sequences(
+            {i: metric.eval_sequence(_hota_input(g, p, l)) for i, (g, p) in enumerate(pairs)}
+        )
+        for l in labels
+    }
+    mean, pooled = (
+        metric.combine_classes_class_averaged(classes, ignore_empty_classes=True),
+        metric.combine_classes_det_averaged(classes),
+    )
+    return {k: 100 * float(np.mean(mean[k])) for k in ('HOTA', 'DetA', 'AssA', 'LocA')} | dict(
+        pooled=100 * float(np.mean(pooled['HOTA']))
+    )
 
 # %% ../../nbs/metrics/30_tracks.ipynb #58a84194
-def track_iou(truth:Tracks, predicted:Tracks) -> np.ndarray:
+def track_iou(truth: Tracks, predicted: Tracks) -> np.ndarray:
     "Spatio-temporal IoU `[N,M]` of every true with every predicted track, whatever the class."
-    areas = [np.array([[0. if c is None else float(rle_tools.area(c)) for c in track] for track in x.rles]).reshape(len(x), x.length) for x in (truth, predicted)]
+    areas = [
+        np.array(
+            [[0.0 if c is None else float(rle_tools.area(c)) for c in track] for track in x.rles]
+        ).reshape(len(x), x.length)
+        for x in (truth, predicted)
+    ]
     common = np.zeros((len(truth), len(predicted)))
     for t in range(truth.length):
         g, p, iou = frame_iou(truth, predicted, t)
-        if iou.size: common[np.ix_(g, p)] += iou*(areas[0][g, t][:, None] + areas[1][p, t][None])/(1 + iou)  # from IoU back to pixels
+        if iou.size:
+            common[np.ix_(g, p)] += (
+                iou * (areas[0][g, t][:, None] + areas[1][p, t][None]) / (1 + iou)
+            )  # from IoU back to pixels
     total = areas[0].sum(1)[:, None] + areas[1].sum(1)[None] - common
-    return common/np.maximum(total, 1)
+    return common / np.maximum(total, 1)
+
 
 class _TrackEval(COCOeval):
     "COCOeval with videos for images and tracks for boxes."
-    def __init__(self, pairs:list[tuple[Tracks, Tracks]]):
+
+    def __init__(self, pairs: list[tuple[Tracks, Tracks]]):
         super().__init__(iouType='segm')
         self.pairs, self.overlap = pairs, [track_iou(g, p) for g, p in pairs]
-        self.params.imgIds, self.params.catIds = list(range(len(pairs))), sorted({int(l) for pair in pairs for x in pair for l in x.labels})
+        self.params.imgIds, self.params.catIds = (
+            list(range(len(pairs))),
+            sorted({int(l) for pair in pairs for x in pair for l in x.labels}),
+        )
         self.params.areaRng, self.params.areaRngLbl, self.params.maxDets = [[0, 1e12]], ['all'], [100]
 
     def _prepare(self):
-        self._gts, self._dts, self.evalImgs, self.eval = defaultdict(list), defaultdict(list), defaultdict(list), {}
+        self._gts, self._dts, self.evalImgs, self.eval = (
+            defaultdict(list),
+            defaultdict(list),
+            defaultdict(list),
+            {},
+        )
         for i, (g, p) in enumerate(self.pairs):
-            for n, label in enumerate(g.labels): self._gts[i, int(label)].append(dict(id=n + 1, area=1., iscrowd=0, ignore=0))
-            for n, label in enumerate(p.labels): self._dts[i, int(label)].append(dict(id=n + 1, area=1., score=float(p.scores[n])))
+            for n, label in enumerate(g.labels):
+                self._gts[i, int(label)].append(dict(id=n + 1, area=1.0, iscrowd=0, ignore=0))
+            for n, label in enumerate(p.labels):
+                self._dts[i, int(label)].append(dict(id=n + 1, area=1.0, score=float(p.scores[n])))
 
     def computeIoU(self, imgId, catId):
         g, d = self._gts[imgId, catId], self._dts[imgId, catId]
-        if not g or not d: return []
-        order = np.argsort([-x['score'] for x in d], kind='mergesort')[:self.params.maxDets[-1]]
+        if not g or not d:
+            return []
+        order = np.argsort([-x['score'] for x in d], kind='mergesort')[: self.params.maxDets[-1]]
         return self.overlap[imgId][np.ix_([x['id'] - 1 for x in g], [d[i]['id'] - 1 for i in order])].T
 
-def track_map(truth:Sequence[Tracks], predicted:Sequence[Tracks]) -> dict[str, float]:
+
+def track_map(truth: Sequence[Tracks], predicted: Sequence[Tracks]) -> dict[str, float]:
     "mAP over tracks in per cent, and at the thresholds .5 and .75 (`AP50`, `AP75`); NaN when the truth has no track."
     evaluation = _TrackEval(_pairs(truth, predicted))
-    with contextlib.redirect_stdout(io.StringIO()): evaluation.evaluate(); evaluation.accumulate()
-    precision = evaluation.eval['precision'][..., 0, 0]  # [thresholds, recall, classes], -1 for classes without truth
-    mean = lambda x: 100*float(x[x > -1].mean()) if (x > -1).any() else float('nan')
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval['precision'][
+        ..., 0, 0
+    ]  # [thresholds, recall, classes], -1 for classes without truth
+    mean = lambda x: 100 * float(x[x > -1].mean()) if (x > -1).any() else float('nan')
     return dict(mAP=mean(precision), AP50=mean(precision[0]), AP75=mean(precision[5]))
 
 # %% ../../nbs/metrics/30_tracks.ipynb #05ba85d1
-def evaluate_tracks(truth:Sequence[Tracks], predicted:Sequence[Tracks]) -> dict[str, float]:
+def evaluate_tracks(truth: Sequence[Tracks], predicted: Sequence[Tracks]) -> dict[str, float]:
     "FSLA (with `silent`, `single`, `multi`), HOTA (with DetA, AssA, LocA, `pooled`) and mAP (with AP50, AP75) over videos, in per cent."
     return fsla(truth, predicted) | hota(truth, predicted) | track_map(truth, predicted)

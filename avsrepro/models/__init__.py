@@ -20,7 +20,14 @@ __all__ = ['list_models', 'model_options', 'create_model', 'list_backbones', 'li
            'Output']
 
 # %% ../../nbs/models/00_registry.ipynb #963bd9ae
-_all_ = ['list_backbones', 'list_audio_backbones', 'guided', 'AVSModel', 'Output']  # importable from here as well
+_all_ = [
+    'list_backbones',
+    'list_audio_backbones',
+    'guided',
+    'AVSModel',
+    'Output',
+]  # importable from here as well
+
 
 def list_models() -> list[str]:
     "Names for `create_model`."
@@ -29,36 +36,50 @@ def list_models() -> list[str]:
 # %% ../../nbs/models/00_registry.ipynb #772f9884
 _COMMON = ('self', 'visual', 'audio', 'num_classes', 'frozen', 'spec')
 
+
 def model_options(name: str) -> dict[str, Any]:
     "The options of a model with their defaults; `InputError` for an unknown model."
-    if name not in MODELS: raise unknown('model', name, list_models())
+    if name not in MODELS:
+        raise unknown('model', name, list_models())
     parameters = inspect.signature(MODELS[name].__init__).parameters
     return {k: p.default for k, p in parameters.items() if k not in _COMMON}
 
 # %% ../../nbs/models/00_registry.ipynb #348e4631
-def create_model(name: str,  # one of `list_models()`
-                 backbone: str = 'swin_base_patch4_window12_384',  # any timm model with four levels
-                 audio: str = 'vggish',  # one of `list_audio_backbones()`
-                 pretrained: bool = False,  # fetch the encoders' published weights
-                 num_classes: int = 1,  # 1 for binary masks, else the classes with background
-                 spec: str = 'paper',  # or 'code', where a paper's code was released and differs
-                 frozen: tuple[str, ...] = ('audio',),  # encoders that are not trained
-                 weights: Mapping[str, Any] | None = None,  # local files instead: dict(visual=path, audio=path)
-                 guidance: Mapping[str, Any] | None = None,  # arguments of `guided`: an alignment classifier for training
-                 **options) -> AVSModel:  # `model_options(name)`, or `backbone_options`, `audio_options` for the encoders
+def create_model(
+    name: str,  # one of `list_models()`
+    backbone: str = 'swin_base_patch4_window12_384',  # any timm model with four levels
+    audio: str = 'vggish',  # one of `list_audio_backbones()`
+    pretrained: bool = False,  # fetch the encoders' published weights
+    num_classes: int = 1,  # 1 for binary masks, else the classes with background
+    spec: str = 'paper',  # or 'code', where a paper's code was released and differs
+    frozen: tuple[str, ...] = ('audio',),  # encoders that are not trained
+    weights: Mapping[str, Any] | None = None,  # local files instead: dict(visual=path, audio=path)
+    guidance: Mapping[str, Any] | None = None,  # arguments of `guided`: an alignment classifier for training
+    **options,
+) -> AVSModel:  # `model_options(name)`, or `backbone_options`, `audio_options` for the encoders
     "Build a model; `InputError` for an unknown model, option, spec, encoder or weights file."
     known, weights = model_options(name), dict(weights or {})
     inner = {k: options.pop(f'{k}_options', {}) for k in ('backbone', 'audio')}
     cls = MODELS[name]
-    for kind, given, valid in ((f'option of {name}', options, known), (f'spec of {name}', [spec], cls.specs),
-                               ('encoder in weights', weights, ('visual', 'audio'))):
+    for kind, given, valid in (
+        (f'option of {name}', options, known),
+        (f'spec of {name}', [spec], cls.specs),
+        ('encoder in weights', weights, ('visual', 'audio')),
+    ):
         for k in given:
-            if k not in valid: raise unknown(kind, k, valid)
+            if k not in valid:
+                raise unknown(kind, k, valid)
     make = lambda f, n, w, kw: f(n, pretrained=pretrained and not w, weights=w, **kw)
-    if len(cls.specs) > 1: options['spec'] = spec  # only such a class has the argument
+    if len(cls.specs) > 1:
+        options['spec'] = spec  # only such a class has the argument
     for k in guidance or {}:
-        if k not in (valid := ('similarity', 'weight', 'shared')): raise unknown('option of guidance', k, valid)
-    model = cls(make(create_backbone, backbone, weights.get('visual'), inner['backbone']),
-                make(create_audio_backbone, audio, weights.get('audio'), inner['audio']),
-                num_classes=num_classes, frozen=tuple(frozen), **options)
+        if k not in (valid := ('similarity', 'weight', 'shared')):
+            raise unknown('option of guidance', k, valid)
+    model = cls(
+        make(create_backbone, backbone, weights.get('visual'), inner['backbone']),
+        make(create_audio_backbone, audio, weights.get('audio'), inner['audio']),
+        num_classes=num_classes,
+        frozen=tuple(frozen),
+        **options,
+    )
     return model if guidance is None else guided(model, **guidance)

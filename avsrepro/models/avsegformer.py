@@ -24,11 +24,19 @@ __all__ = ['MIXERS', 'enlarge', 'conv_norm', 'feed_forward', 'sine_position', 'Q
 # %% ../../nbs/models/40_avsegformer.ipynb #094d9d42
 def enlarge(x: Tensor, size: tuple[int, int] | None) -> Tensor:
     "[N,C,h,w] to [N,C,H,W], bilinear; as it is if the size is right or None."
-    return x if size is None or tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, tuple(size), mode='bilinear', align_corners=False)
+    return (
+        x
+        if size is None or tuple(x.shape[-2:]) == tuple(size)
+        else F.interpolate(x, tuple(size), mode='bilinear', align_corners=False)
+    )
+
 
 def conv_norm(i: int, o: int, kernel: int = 1, bias: bool = True) -> nn.Sequential:
     "Convolution and GroupNorm with eight channels to a group: [N,i,h,w] to [N,o,h,w]."
-    return nn.Sequential(nn.Conv2d(i, o, kernel, padding=kernel // 2, bias=bias), nn.GroupNorm(max(o // 8, 1), o))
+    return nn.Sequential(
+        nn.Conv2d(i, o, kernel, padding=kernel // 2, bias=bias), nn.GroupNorm(max(o // 8, 1), o)
+    )
+
 
 def feed_forward(dim: int, hidden: int, dropout: float) -> nn.Sequential:
     "dim -> hidden -> dim with GELU."
@@ -45,34 +53,48 @@ def sine_position(sizes: Sizes, dim: int, like: Tensor) -> Tensor:
 # %% ../../nbs/models/40_avsegformer.ipynb #6f2cf03f
 class QueryLayer(nn.Module):
     "Queries [N,Q,C] that attend to each other and to keys and values [N,S,C]; post-norm."
+
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float, bias: bool):
         super().__init__()
         attention = lambda: nn.MultiheadAttention(dim, heads, dropout=dropout, bias=bias, batch_first=True)
-        self.self_attn, self.cross_attn, self.ffn = attention(), attention(), feed_forward(dim, hidden, dropout)
+        self.self_attn, self.cross_attn, self.ffn = (
+            attention(),
+            attention(),
+            feed_forward(dim, hidden, dropout),
+        )
         self.norms, self.dropout = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3)), nn.Dropout(dropout)
 
     def forward(self, q: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        parts = (lambda x: self.self_attn(x, x, x, need_weights=False)[0],
-                 lambda x: self.cross_attn(x, key, value, need_weights=False)[0], self.ffn)
-        for part, norm in zip(parts, self.norms): q = norm(q + self.dropout(part(q)))
+        parts = (
+            lambda x: self.self_attn(x, x, x, need_weights=False)[0],
+            lambda x: self.cross_attn(x, key, value, need_weights=False)[0],
+            self.ffn,
+        )
+        for part, norm in zip(parts, self.norms):
+            q = norm(q + self.dropout(part(q)))
         return q
 
 # %% ../../nbs/models/40_avsegformer.ipynb #3b44ffaf
 class QueryGenerator(nn.Module):
     "Audio [N,C] to queries [N,Q,C] (detail 4)."
+
     def __init__(self, dim: int, heads: int, queries: int, layers: int, hidden: int, dropout: float):
         super().__init__()
         self.start = nn.Parameter(torch.randn(queries, dim))
-        self.layers = nn.ModuleList(QueryLayer(dim, heads, hidden, dropout, bias=False) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            QueryLayer(dim, heads, hidden, dropout, bias=False) for _ in range(layers)
+        )
 
     def forward(self, audio: Tensor) -> Tensor:
         q, token = self.start.repeat(len(audio), 1, 1), rearrange(audio, 'n c -> n 1 c')
-        for layer in self.layers: q = layer(q, token, token)
+        for layer in self.layers:
+            q = layer(q, token, token)
         return q
 
 # %% ../../nbs/models/40_avsegformer.ipynb #3a7d5675
 class EncoderLayer(nn.Module):
     "Deformable self-attention of a pyramid's tokens [N,S,C], and an FFN; post-norm."
+
     def __init__(self, dim: int, heads: int, points: int, hidden: int, dropout: float):
         super().__init__()
         self.attn, self.ffn = DeformableAttention(dim, 3, heads, points), feed_forward(dim, hidden, dropout)
@@ -82,9 +104,13 @@ class EncoderLayer(nn.Module):
         x = self.norm1(x + self.dropout(self.attn(x + position, centres, x, sizes)))
         return self.norm2(x + self.dropout(self.ffn(x)))
 
+
 class PyramidEncoder(nn.Module):
     "The maps of strides 8, 16 and 32 (details 3, 5), fine to coarse, to memory [N,S,C], its positions [S,C] and sizes."
-    def __init__(self, channels: list[int], dim: int, heads: int, points: int, layers: int, hidden: int, dropout: float):
+
+    def __init__(
+        self, channels: list[int], dim: int, heads: int, points: int, layers: int, hidden: int, dropout: float
+    ):
         super().__init__()
         self.inputs = nn.ModuleList(conv_norm(c, dim) for c in channels)
         self.level = nn.Parameter(torch.randn(len(channels), dim))
@@ -93,36 +119,49 @@ class PyramidEncoder(nn.Module):
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
         x, sizes = flatten_levels([f(m) for f, m in zip(self.inputs, maps)])
         level = torch.cat([repeat(e, 'c -> s c', s=h * w) for e, (h, w) in zip(self.level, sizes)])
-        position, centres = sine_position(sizes, x.shape[-1], self.level) + level, pixel_centres(sizes, self.level)
-        for layer in self.layers: x = layer(x, position, centres, sizes)
+        position, centres = (
+            sine_position(sizes, x.shape[-1], self.level) + level,
+            pixel_centres(sizes, self.level),
+        )
+        for layer in self.layers:
+            x = layer(x, position, centres, sizes)
         return x, position, sizes
 
 # %% ../../nbs/models/40_avsegformer.ipynb #da0cb0b8
 MIXERS = ('gate', 'channels', 'pixels')
 
+
 class Mixer(nn.Module):
     "Mask feature [N,C,h,w] weighted by audio [N,C]: 'gate' (code), 'channels' or 'pixels' (two readings of Eqs. 9, 10)."
+
     def __init__(self, dim: int, heads: int, form: str):
         super().__init__()
-        if form not in MIXERS: raise unknown('mixer', form, MIXERS)
+        if form not in MIXERS:
+            raise unknown('mixer', form, MIXERS)
         self.heads, self.form = heads, form
-        for name in 'qk' if form == 'pixels' else 'qkvo': setattr(self, name, nn.Linear(dim, dim, bias=False))
-        if form == 'gate': self.project = nn.Linear(dim, dim)
+        for name in 'qk' if form == 'pixels' else 'qkvo':
+            setattr(self, name, nn.Linear(dim, dim, bias=False))
+        if form == 'gate':
+            self.project = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, audio: Tensor) -> Tensor:
         split = lambda t: rearrange(t, 'n s (m d) -> n m s d', m=self.heads)
         pixels = rearrange(x, 'n c h w -> n (h w) c')
         q, k = split(self.q(audio[:, None])), split(self.k(pixels))
         if self.form == 'pixels':  # one weight for each pixel, of the head to which a channel belongs
-            w = (q @ k.mT / q.shape[-1] ** .5).softmax(-1)
+            w = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
             return x + x * repeat(w, 'n m 1 (h w) -> n (m d) h w', d=q.shape[-1], h=x.shape[-2])
-        w = self.o(rearrange(F.scaled_dot_product_attention(q, k, split(self.v(pixels))), 'n m 1 d -> n (m d)'))
-        if self.form == 'channels': return x + x * w[..., None, None]
+        w = self.o(
+            rearrange(F.scaled_dot_product_attention(q, k, split(self.v(pixels))), 'n m 1 d -> n (m d)')
+        )
+        if self.form == 'channels':
+            return x + x * w[..., None, None]
         return x * self.project(w).sigmoid()[..., None, None]
 
 # %% ../../nbs/models/40_avsegformer.ipynb #75f5917d
 class Head(nn.Module):
     "C -> C/2 (3x3), enlarge to `size`, -> C/8 (3x3), ReLU, -> classes (1x1): [N,C,h,w] to [N,K,H,W]; without `size` nothing is enlarged."
+
     def __init__(self, dim: int, num_classes: int):
         super().__init__()
         wide, narrow = dim // 2, max(dim // 8, 4)
@@ -132,8 +171,10 @@ class Head(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         return self.out(F.relu(self.narrow(enlarge(self.wide(x), size))))
 
+
 class DeadModules(nn.Module):
     "What the release builds and never calls (detail 12): three 3x3 convolutions of a pyramid and a second head."
+
     def __init__(self, dim: int, num_classes: int):
         super().__init__()
         self.fpn = nn.ModuleList(conv_norm(dim, dim, 3, bias=False) for _ in range(3))
@@ -143,40 +184,66 @@ class DeadModules(nn.Module):
 @register_model('avsegformer')
 class AVSegFormer(AVSModel):
     "AVSegFormer, by its released code's structure (`spec='code'`) or by its description (`spec='paper'`): another mixer, no dead modules."
+
     specs = ('paper', 'code')
-    loss = MappingProxyType(dict(dice_squared=1., mix=.1))  # binary; with classes ce=1, mix=.1
-    def __init__(self, visual: nn.Module, audio: nn.Module, num_classes: int = 1, frozen: tuple[str, ...] = ('audio',), spec: str = 'paper',
-                 dim: int = 256,  # channels everywhere; a multiple of 8 and of `heads`
-                 queries: int = 300,
-                 layers: int = 6,  # of each of query generator, encoder and decoder
-                 heads: int = 8, points: int = 4,  # of the attentions; places per head and level
-                 generator_ffn: int | None = None,  # None: 4 dim, so 1024 of 256
-                 ffn: int | None = None,  # of encoder and decoder; None: 8 dim, so 2048 of 256
-                 pixel_mlp: int | None = None,  # hidden width of the pixel-wise MLP; None: 8 dim
-                 levels: int = 4,  # 3: no 1/4 map, the mask feature has stride 8
-                 dropout: float = .1,
-                 mixer: str | None = None,  # 'gate', 'channels' or 'pixels'; None: as `spec` says
-                 upsample: str = 'inside'):  # 'inside' the head as published, or 'after' it
+    loss = MappingProxyType(dict(dice_squared=1.0, mix=0.1))  # binary; with classes ce=1, mix=.1
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        audio: nn.Module,
+        num_classes: int = 1,
+        frozen: tuple[str, ...] = ('audio',),
+        spec: str = 'paper',
+        dim: int = 256,  # channels everywhere; a multiple of 8 and of `heads`
+        queries: int = 300,
+        layers: int = 6,  # of each of query generator, encoder and decoder
+        heads: int = 8,
+        points: int = 4,  # of the attentions; places per head and level
+        generator_ffn: int | None = None,  # None: 4 dim, so 1024 of 256
+        ffn: int | None = None,  # of encoder and decoder; None: 8 dim, so 2048 of 256
+        pixel_mlp: int | None = None,  # hidden width of the pixel-wise MLP; None: 8 dim
+        levels: int = 4,  # 3: no 1/4 map, the mask feature has stride 8
+        dropout: float = 0.1,
+        mixer: str | None = None,  # 'gate', 'channels' or 'pixels'; None: as `spec` says
+        upsample: str = 'inside',
+    ):  # 'inside' the head as published, or 'after' it
         super().__init__(visual, audio, num_classes, frozen)
-        for kind, given, known in (('spec of avsegformer', spec, self.specs), ('value of upsample', upsample, ('inside', 'after'))):
-            if given not in known: raise unknown(kind, given, known)
+        for kind, given, known in (
+            ('spec of avsegformer', spec, self.specs),
+            ('value of upsample', upsample, ('inside', 'after')),
+        ):
+            if given not in known:
+                raise unknown(kind, given, known)
         check(levels in (3, 4), f"levels is {levels}; AVSegFormer reads 3 or 4 of the visual maps.")
-        check(dim % 8 == 0 and dim % heads == 0, f"dim is {dim}; expected a multiple of 8 and of the {heads} heads.")
-        check(queries >= 1 and layers >= 1, f"{queries} queries and {layers} layers; expected at least 1 of each.")
+        check(
+            dim % 8 == 0 and dim % heads == 0,
+            f"dim is {dim}; expected a multiple of 8 and of the {heads} heads.",
+        )
+        check(
+            queries >= 1 and layers >= 1,
+            f"{queries} queries and {layers} layers; expected at least 1 of each.",
+        )
         self.levels, self.inside, hidden = levels, upsample == 'inside', ffn or 8 * dim
-        if num_classes > 1: self.loss = MappingProxyType(dict(ce=1., mix=.1))
+        if num_classes > 1:
+            self.loss = MappingProxyType(dict(ce=1.0, mix=0.1))
         self.audio_proj = nn.Linear(audio.dim, dim)
         self.generator = QueryGenerator(dim, heads, queries, layers, generator_ffn or 4 * dim, dropout)
         self.learned = nn.Parameter(torch.randn(queries, dim))
         self.encoder = PyramidEncoder(list(visual.channels)[-3:], dim, heads, points, layers, hidden, dropout)
-        self.decoder = nn.ModuleList(QueryLayer(dim, heads, hidden, dropout, bias=True) for _ in range(layers))
+        self.decoder = nn.ModuleList(
+            QueryLayer(dim, heads, hidden, dropout, bias=True) for _ in range(layers)
+        )
         self.lateral = conv_norm(visual.channels[-4], dim) if levels == 4 else None
         self.smooth = nn.Sequential(conv_norm(dim, dim, 3), nn.ReLU())
         self.mixer = Mixer(dim, heads, mixer or dict(code='gate', paper='channels')[spec])
         widths = (queries, *2 * (pixel_mlp or 8 * dim,), dim)
         convs = [nn.Conv2d(i, o, 1) for i, o in zip(widths, widths[1:])]
         self.mlp = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2])
-        self.head, self.dead = Head(dim, num_classes), DeadModules(dim, num_classes) if spec == 'code' else None
+        self.head, self.dead = (
+            Head(dim, num_classes),
+            DeadModules(dim, num_classes) if spec == 'code' else None,
+        )
 
     def dead_parameters(self) -> list[str]:
         "Names of the trainable parameters that no output depends on; none for `spec='paper'`."
@@ -184,23 +251,38 @@ class AVSegFormer(AVSModel):
 
     def tap_names(self) -> list[str]:
         "queries and decoded [B,T,Q,C]; memory8, memory16, memory32, mask_feature, mixed, query_maps, fus_out [B,T,C,h,w]."
-        return ['queries', 'memory8', 'memory16', 'memory32', 'mask_feature', 'mixed', 'decoded', 'query_maps', 'fus_out']
+        return [
+            'queries',
+            'memory8',
+            'memory16',
+            'memory32',
+            'mask_feature',
+            'mixed',
+            'decoded',
+            'query_maps',
+            'fus_out',
+        ]
 
     def mask_feature(self, fine: Tensor, memory8: Tensor) -> Tensor:
         "The 1/8 memory [N,C,h,w], with four levels enlarged and added to the 1/4 map `fine` [N,C1,2h,2w] (detail 7)."
-        if self.lateral is None: return self.smooth(memory8)
+        if self.lateral is None:
+            return self.smooth(memory8)
         return self.smooth(self.lateral(fine) + enlarge(memory8, fine.shape[-2:]))
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or at the mask feature's resolution if None; aux 'mix' [B,T,1,h,w] are the mixer's own logits."
         B = features.audio_vector.shape[0]
-        maps, audio = [m.flatten(0, 1) for m in features.visual[-self.levels:]], self.audio_proj(features.audio_vector.flatten(0, 1))
+        maps, audio = (
+            [m.flatten(0, 1) for m in features.visual[-self.levels :]],
+            self.audio_proj(features.audio_vector.flatten(0, 1)),
+        )
         q = self.tap('queries', self.generator(audio) + self.learned, B)
         memory, position, sizes = self.encoder(maps[-3:])
         pyramid = [self.tap(f'memory{s}', m, B) for s, m in zip((8, 16, 32), split_levels(memory, sizes))]
         mixed = self.tap('mask_feature', self.mask_feature(maps[0], pyramid[0]), B)
         mixed = self.tap('mixed', self.mixer(mixed, audio), B)
-        for layer in self.decoder: q = layer(q, memory + position, memory)
+        for layer in self.decoder:
+            q = layer(q, memory + position, memory)
         by_query = self.tap('query_maps', torch.einsum('nqc,nchw->nqhw', self.tap('decoded', q, B), mixed), B)
         z = self.head(self.tap('fus_out', mixed + self.mlp(by_query), B), size if self.inside else None)
         apart = lambda x: rearrange(x, '(b t) ... -> b t ...', b=B)

@@ -23,24 +23,31 @@ __all__ = ['MODELS', 'Output', 'register_model', 'Tapped', 'AVSModel', 'check_in
 @dataclass
 class Output:
     "What a model returns."
+
     logits: Tensor  # [B,T,K,H,W]; K = 1 for the binary settings, else the classes with background
     aux: dict = field(default_factory=dict)  # named extras for the model's own loss
 
 # %% ../../nbs/models/10_base.ipynb #1a81be07
 MODELS: dict[str, type] = {}  # name -> class, filled by `register_model`
 
+
 def register_model(name: str):
     "Class decorator: `create_model(name)` will build this class."
+
     def register(cls):
-        check(name not in MODELS or MODELS[name].__qualname__ == cls.__qualname__,
-              f"two models are called '{name}'; every model needs its own name.")
+        check(
+            name not in MODELS or MODELS[name].__qualname__ == cls.__qualname__,
+            f"two models are called '{name}'; every model needs its own name.",
+        )
         MODELS[name], cls.name = cls, name
         return cls
+
     return register
 
 # %% ../../nbs/models/10_base.ipynb #18ae98c4
 class Tapped:
     "Named intermediate features; a mixin for modules."
+
     _taps: tuple[set, dict] | None = None  # wanted names and what was caught
 
     def tap_names(self) -> list[str]:
@@ -53,27 +60,35 @@ class Tapped:
         known = self.tap_names()
         wanted = {n for p in names for n in fnmatch.filter(known, p)} if names else set(known)
         for p in names:
-            if not fnmatch.filter(known, p): raise unknown('tap', p, known)
+            if not fnmatch.filter(known, p):
+                raise unknown('tap', p, known)
         before, self._taps = self._taps, (wanted, {})
-        try: yield self._taps[1]
-        finally: self._taps = before
+        try:
+            yield self._taps[1]
+        finally:
+            self._taps = before
 
     def tap(self, name: str, value: Tensor, clips: int | None = None) -> Tensor:
         "Offer `value` [(B T),C,H,W] under `name` (kept as [B,T,C,H,W] when `clips` B is given); returns it unchanged."
         if self._taps is not None and name in self._taps[0]:
-            self._taps[1][name] = value if clips is None else rearrange(value, '(b t) ... -> b t ...', b=clips)
+            self._taps[1][name] = (
+                value if clips is None else rearrange(value, '(b t) ... -> b t ...', b=clips)
+            )
         return value
 
 # %% ../../nbs/models/10_base.ipynb #001177bc
 class _Encoders(nn.Module):
     "A visual and an audio encoder, each of which may be frozen."
+
     def __init__(self, visual: nn.Module, audio: nn.Module, frozen: tuple[str, ...] = ('audio',)):
         super().__init__()
         for f in frozen:
-            if f not in ('audio', 'visual'): raise unknown('encoder to freeze', f, ('audio', 'visual'))
+            if f not in ('audio', 'visual'):
+                raise unknown('encoder to freeze', f, ('audio', 'visual'))
         self.visual, self.audio = visual, audio
         self.frozen_visual, self.frozen_audio = 'visual' in frozen, 'audio' in frozen
-        for f in frozen: getattr(self, f).requires_grad_(False)
+        for f in frozen:
+            getattr(self, f).requires_grad_(False)
         for k in ('mean', 'std'):
             self.register_buffer(k, torch.tensor(getattr(visual, k)).view(3, 1, 1), persistent=False)
         self.train()
@@ -81,8 +96,10 @@ class _Encoders(nn.Module):
     def train(self, mode: bool = True):
         "As in PyTorch, except that frozen encoders stay in evaluation mode."
         super().train(mode)
-        if self.frozen_visual: self.visual.eval()
-        if self.frozen_audio: self.audio.eval()
+        if self.frozen_visual:
+            self.visual.eval()
+        if self.frozen_audio:
+            self.audio.eval()
         return self
 
     def trainable(self) -> list[nn.Parameter]:
@@ -92,13 +109,21 @@ class _Encoders(nn.Module):
 # %% ../../nbs/models/10_base.ipynb #be31f482
 class AVSModel(Tapped, _Encoders):
     "Base of all methods: a subclass writes `decode` and, for analyses, `tap_names`."
+
     specs = ('paper',)  # which of 'paper' and 'code' a subclass can follow
     levels = 4  # how many of the visual maps `decode` reads, from the coarsest
-    loss: Mapping[str, float] = MappingProxyType(dict(ce=1., iou=1., dice=1.))  # weights of the loss terms, segmentation's and the model's own
+    loss: Mapping[str, float] = MappingProxyType(
+        dict(ce=1.0, iou=1.0, dice=1.0)
+    )  # weights of the loss terms, segmentation's and the model's own
 
-    def __init__(self, visual: nn.Module, audio: nn.Module, num_classes: int = 1, frozen: tuple[str, ...] = ('audio',)):
+    def __init__(
+        self, visual: nn.Module, audio: nn.Module, num_classes: int = 1, frozen: tuple[str, ...] = ('audio',)
+    ):
         super().__init__(visual, audio, frozen)
-        check(isinstance(num_classes, int) and num_classes >= 1, f"num_classes is {num_classes!r}; expected an integer of at least 1.")
+        check(
+            isinstance(num_classes, int) and num_classes >= 1,
+            f"num_classes is {num_classes!r}; expected an integer of at least 1.",
+        )
         self.num_classes = num_classes
 
     def normalise(self, frames: Tensor) -> Tensor:
@@ -130,6 +155,11 @@ class AVSModel(Tapped, _Encoders):
 # %% ../../nbs/models/10_base.ipynb #5476b1fa
 def check_inputs(frames: Tensor, mel: Tensor, heard: tuple[int, int] = (96, 64)) -> None:
     "`InputError` unless frames are [B,T,3,H,W] and mel is [B,T,C,*heard] with the same B and T."
-    check(frames.ndim == 5 and frames.shape[2] == 3, f"frames have shape {list(frames.shape)}; expected [B,T,3,H,W].")
-    check(mel.ndim == 5 and mel.shape[:2] == frames.shape[:2] and mel.shape[-2:] == heard,
-          f"mel has shape {list(mel.shape)}; expected [B,T,C,{heard[0]},{heard[1]}] with B, T = {list(frames.shape[:2])} as in the frames.")
+    check(
+        frames.ndim == 5 and frames.shape[2] == 3,
+        f"frames have shape {list(frames.shape)}; expected [B,T,3,H,W].",
+    )
+    check(
+        mel.ndim == 5 and mel.shape[:2] == frames.shape[:2] and mel.shape[-2:] == heard,
+        f"mel has shape {list(mel.shape)}; expected [B,T,C,{heard[0]},{heard[1]}] with B, T = {list(frames.shape[:2])} as in the frames.",
+    )

@@ -19,51 +19,81 @@ __all__ = ['SIMILARITIES', 'Similarity', 'Guide', 'Guided', 'guided']
 # %% ../../nbs/models/60_guided.ipynb #0dac633d
 SIMILARITIES = ('cosine', 'euclidean', 'concat')
 
+
 class Similarity(nn.Module):
     "How well vectors a and v [N,C] fit, as a logit [N] (Eq. 6; Table 7 and its text)."
-    def __init__(self, dim: int, kind: str = 'cosine', dropout: float = .1):
+
+    def __init__(self, dim: int, kind: str = 'cosine', dropout: float = 0.1):
         super().__init__()
-        if kind not in SIMILARITIES: raise unknown('similarity', kind, SIMILARITIES)
+        if kind not in SIMILARITIES:
+            raise unknown('similarity', kind, SIMILARITIES)
         self.kind, drop = kind, nn.Dropout(dropout)
-        self.mlp = nn.Sequential(nn.Linear(2*dim, dim), nn.ReLU(), drop, nn.Linear(dim, dim//2), nn.ReLU(), drop, nn.Linear(dim//2, 1)) if kind == 'concat' else None
+        self.mlp = (
+            nn.Sequential(
+                nn.Linear(2 * dim, dim),
+                nn.ReLU(),
+                drop,
+                nn.Linear(dim, dim // 2),
+                nn.ReLU(),
+                drop,
+                nn.Linear(dim // 2, 1),
+            )
+            if kind == 'concat'
+            else None
+        )
 
     def forward(self, a: Tensor, v: Tensor) -> Tensor:
-        if self.kind == 'cosine': return F.cosine_similarity(a, v, dim=-1)
+        if self.kind == 'cosine':
+            return F.cosine_similarity(a, v, dim=-1)
         return -(a - v).norm(dim=-1) if self.kind == 'euclidean' else self.mlp(torch.cat([a, v], -1))[..., 0]
 
 # %% ../../nbs/models/60_guided.ipynb #6decb393
 class Guide(nn.Module):
     "Sound vectors [N,D] and last visual maps [N,C,h,w] to the logit of a match [N]; `heard` is what the decoder gets."
+
     def __init__(self, audio_dim: int, channels: int, similarity: str = 'cosine', shared: bool = True):
         super().__init__()
         self.shared = nn.Linear(audio_dim, audio_dim) if shared else None
-        if shared: nn.init.eye_(self.shared.weight); nn.init.zeros_(self.shared.bias)
+        if shared:
+            nn.init.eye_(self.shared.weight)
+            nn.init.zeros_(self.shared.bias)
         self.project, self.similarity = nn.Linear(audio_dim, channels), Similarity(channels, similarity)
 
-    def heard(self, vector: Tensor) -> Tensor: return vector if self.shared is None else self.shared(vector)
+    def heard(self, vector: Tensor) -> Tensor:
+        return vector if self.shared is None else self.shared(vector)
 
-    def forward(self, heard: Tensor, visual: Tensor) -> Tensor: return self.similarity(self.project(heard), visual.mean((-2, -1)))
+    def forward(self, heard: Tensor, visual: Tensor) -> Tensor:
+        return self.similarity(self.project(heard), visual.mean((-2, -1)))
 
 # %% ../../nbs/models/60_guided.ipynb #41b05417
 class Guided:
     "What `guided` mixes into a model's class."
+
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         heard = self.guide.heard(features.audio_vector)
         out = super().decode(replace(features, audio_vector=heard), size)
         B = heard.shape[0]
-        out.aux['match'] = self.guide(heard.flatten(0, 1), features.visual[-1].flatten(0, 1)).unflatten(0, (B, -1))  # [B,T]
+        out.aux['match'] = self.guide(heard.flatten(0, 1), features.visual[-1].flatten(0, 1)).unflatten(
+            0, (B, -1)
+        )  # [B,T]
         return out
 
     def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
         "The model's terms and `guidance`: BCE of the match over all frames (Eq. 7)."
         sounds = ((target > 0) & (target != 255)).flatten(2).any(-1) & supervised.bool()
         label = sounds.any(1, keepdim=True).expand(target.shape[:2]).to(output.logits.dtype)
-        return super().own_losses(output, target, supervised) | dict(guidance=F.binary_cross_entropy_with_logits(output.aux['match'].to(label.dtype), label))
+        return super().own_losses(output, target, supervised) | dict(
+            guidance=F.binary_cross_entropy_with_logits(output.aux['match'].to(label.dtype), label)
+        )
 
-def guided(model: AVSModel, similarity: str = 'cosine', weight: float = 1., shared: bool = True) -> AVSModel:
+
+def guided(model: AVSModel, similarity: str = 'cosine', weight: float = 1.0, shared: bool = True) -> AVSModel:
     "`model` with an alignment classifier whose BCE has the given weight (lambda of Eq. 8); the same object, changed. `InputError` if it has one already or the weight is below 0."
     check(not isinstance(model, Guided), f'{type(model).__name__} is guided already.')
-    check(isinstance(weight, (int, float)) and weight >= 0, f'weight of the guidance is {weight!r}; expected a number from 0.')
+    check(
+        isinstance(weight, (int, float)) and weight >= 0,
+        f'weight of the guidance is {weight!r}; expected a number from 0.',
+    )
     model.guide = Guide(model.audio.dim, model.visual.channels[-1], similarity, shared)
     model.__class__ = type(f'Guided{type(model).__name__}', (Guided, type(model)), {})
     model.loss = {**model.loss, 'guidance': weight}

@@ -21,11 +21,17 @@ __all__ = ['CHOICES', 'resize', 'pool', 'group_norm', 'Attention', 'AudioAttenti
 # %% ../../nbs/models/20_sdavs.ipynb #e0baf1d0
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     "[N,C,h,w] to [N,C,H,W], bilinear."
-    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size, mode='bilinear', align_corners=False)
+    return (
+        x
+        if tuple(x.shape[-2:]) == tuple(size)
+        else F.interpolate(x, size, mode='bilinear', align_corners=False)
+    )
+
 
 def pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     "[N,C,h,w] to [N,C,H,W], average over the cells' areas."
     return x if tuple(x.shape[-2:]) == tuple(size) else F.adaptive_avg_pool2d(x, size)
+
 
 def group_norm(C: int) -> nn.GroupNorm:
     "GroupNorm with eight groups of at least four channels each, else one group."
@@ -34,6 +40,7 @@ def group_norm(C: int) -> nn.GroupNorm:
 # %% ../../nbs/models/20_sdavs.ipynb #37a591e1
 class Attention(nn.Module):
     "Attn(q, k, v) with linear maps for q, k, v and the output: [B,N,C], [B,M,C], [B,M,C] -> [B,N,C] (Eq. 4)."
+
     def __init__(self, dim: int, heads: int = 8):
         super().__init__()
         check(dim % heads == 0, f"{heads} heads do not divide {dim} channels.")
@@ -48,6 +55,7 @@ class Attention(nn.Module):
 # %% ../../nbs/models/20_sdavs.ipynb #72978073
 class AudioAttention(nn.Module):
     "One pre-norm transformer block over the cells of a frame's audio map: [N,C,h,w] -> [N,C,h,w] (Fig. 2)."
+
     def __init__(self, dim: int, heads: int = 8):
         super().__init__()
         self.norm1, self.attn, self.norm2 = nn.LayerNorm(dim), Attention(dim, heads), nn.LayerNorm(dim)
@@ -64,6 +72,7 @@ class AudioAttention(nn.Module):
 # %% ../../nbs/models/20_sdavs.ipynb #d8d7b721
 class AudioStem(nn.Module):
     "The audio encoder's vector [N,D] and map [N,Ca,h,w] to F_a [N,dim,grid,grid]."
+
     def __init__(self, vector_dim: int, map_channels: int, dim: int, grid: int = 2, heads: int = 8):
         super().__init__()
         W, self.grid = 2 * dim, (grid, grid)
@@ -80,10 +89,13 @@ class AudioStem(nn.Module):
 # %% ../../nbs/models/20_sdavs.ipynb #ffee8b26
 class SNRP(nn.Module):
     "Selective Noise-Resilient Processor (Eqs. 1-3): `listen` makes F'_a, `select` gates a visual map by it."
+
     def __init__(self, dim: int, cfs: bool = True, sfs: bool = True):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
-        self.mlp = nn.Sequential(nn.Linear(dim, dim // 2), nn.ReLU(), nn.Linear(dim // 2, dim)) if cfs else None
+        self.mlp = (
+            nn.Sequential(nn.Linear(dim, dim // 2), nn.ReLU(), nn.Linear(dim // 2, dim)) if cfs else None
+        )
         self.spatial = nn.Conv2d(dim, 1, 3, padding=1) if sfs else None
 
     def listen(self, F_a: Tensor) -> Tensor:
@@ -104,6 +116,7 @@ class SNRP(nn.Module):
 # %% ../../nbs/models/20_sdavs.ipynb #54421df0
 class DepthwiseConv3d(nn.Conv3d):
     "Depthwise (kernel_t,3,3) convolution of [B,T,C,H,W], equal to `nn.Conv3d` with zero padding, computed frame by frame."
+
     def __init__(self, dim: int, kernel_t: int = 3):
         super().__init__(dim, dim, (kernel_t, 3, 3), padding=(kernel_t // 2, 1, 1), groups=dim)
 
@@ -112,13 +125,14 @@ class DepthwiseConv3d(nn.Conv3d):
         reach, out = self.kernel_size[0] // 2, self.bias[:, None, None]
         frames = F.pad(x, (0,) * 6 + (reach, reach)) if reach else x  # zero frames before and after
         for k in range(self.kernel_size[0]):
-            y = F.conv2d(frames[:, k:k + T].flatten(0, 1), self.weight[:, :, k], padding=1, groups=C)
+            y = F.conv2d(frames[:, k : k + T].flatten(0, 1), self.weight[:, :, k], padding=1, groups=C)
             out = out + y.unflatten(0, (B, T))
         return out
 
 # %% ../../nbs/models/20_sdavs.ipynb #73da2695
 class CAR(nn.Module):
     "Channel-wise Adaptive Recalibration of [B,T,C,H,W] (Eq. 6)."
+
     def __init__(self, dim: int, ratio: int = 16):
         super().__init__()
         hidden = max(dim // ratio, 8)
@@ -133,8 +147,10 @@ def tokens_of(x: Tensor) -> Tensor:
     "[B,T,C,H,W] -> [B,T*H*W,C]"
     return rearrange(x, 'b t c h w -> b (t h w) c')
 
+
 class STC(nn.Module):
     "Spatial-Temporal-Channel enhancer STC_x (Eq. 5), x one of 'q', 'k', 'v': [B,T,C,g,g] -> tokens [B,T*g*g,C]."
+
     def __init__(self, dim: int, x: str, se_ratio: int = 16):
         super().__init__()
         self.conv, self.car = DepthwiseConv3d(dim, 3 if x == 'q' else 1), CAR(dim, se_ratio)
@@ -146,12 +162,15 @@ class STC(nn.Module):
 # %% ../../nbs/models/20_sdavs.ipynb #c257e699
 class CrossAttention(nn.Module):
     "One direction of Eq. 4: queries from [B,T,C,h,w], keys and values from [B,T,C,g,g], result of the query's shape."
+
     def __init__(self, dim: int, heads: int = 8, se_ratio: int = 16, stc: bool = True):
         super().__init__()
         self.attn = Attention(dim, heads)
-        self.attn.o.weight.data.mul_(.1)  # the exchange starts small, so that the gates learn first
-        if stc: self.stc_q, self.stc_k, self.stc_v = (STC(dim, x, se_ratio) for x in 'qkv')
-        else: self.stc_q = self.stc_k = self.stc_v = lambda x: F.layer_norm(tokens_of(x), x.shape[2:3])
+        self.attn.o.weight.data.mul_(0.1)  # the exchange starts small, so that the gates learn first
+        if stc:
+            self.stc_q, self.stc_k, self.stc_v = (STC(dim, x, se_ratio) for x in 'qkv')
+        else:
+            self.stc_q = self.stc_k = self.stc_v = lambda x: F.layer_norm(tokens_of(x), x.shape[2:3])
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         out = self.attn(self.stc_q(query), self.stc_k(memory), self.stc_v(memory))
@@ -161,16 +180,29 @@ class CrossAttention(nn.Module):
 # %% ../../nbs/models/20_sdavs.ipynb #fe627e06
 def interact(kind: str, attended: Tensor, original: Tensor) -> Tensor:
     "Residual multiplication (Eq. 7, 'multiply') or its alternatives in Table VIII ('add', 'straight')."
-    if kind == 'multiply': return attended * original
+    if kind == 'multiply':
+        return attended * original
     return attended + original if kind == 'add' else attended
+
 
 class DAMF(nn.Module):
     "Discriminative Audio-Visual Mutual Fusion (Eqs. 4-7)."
-    def __init__(self, dim: int, heads: int = 8, tokens: int = 20, se_ratio: int = 16, stc: bool = True,
-                 interaction: str = 'multiply', direction: str = 'both'):
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        tokens: int = 20,
+        se_ratio: int = 16,
+        stc: bool = True,
+        interaction: str = 'multiply',
+        direction: str = 'both',
+    ):
         super().__init__()
         self.tokens, self.stc, self.interaction = tokens, stc, interaction
-        make = lambda wanted: CrossAttention(dim, heads, se_ratio, stc) if direction in ('both', wanted) else None
+        make = lambda wanted: (
+            CrossAttention(dim, heads, se_ratio, stc) if direction in ('both', wanted) else None
+        )
         self.a2v, self.v2a = make('a2v'), make('v2a')
 
     def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Callable = lambda name, x: x) -> Tensor:
@@ -191,6 +223,7 @@ class DAMF(nn.Module):
 # %% ../../nbs/models/20_sdavs.ipynb #53cf7f34
 class Stage(nn.Module):
     "SNRP, DAMF and the direct connection of Eq. 8 at one resolution."
+
     def __init__(self, dim: int, snrp: SNRP | None, damf: DAMF | None, snrp_position: str = 'pre'):
         super().__init__()
         self.snrp, self.damf, self.pre = snrp, damf, snrp_position == 'pre'
@@ -204,41 +237,75 @@ class Stage(nn.Module):
         seen = self.snrp.select(F_v, heard, tap) if pre else F_v  # F'_v
         audio = F_a if after else heard
         tap('audio', audio)
-        fused = seen + resize(audio, F_v.shape[-2:]) if self.damf is None else self.damf(seen, audio, clips, tap)
+        fused = (
+            seen + resize(audio, F_v.shape[-2:]) if self.damf is None else self.damf(seen, audio, clips, tap)
+        )
         return tap('fused', self.snrp.select(fused + F_v, heard, tap) if after else fused + seen)
 
-    def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Callable = lambda name, x: x) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, F_v: Tensor, F_a: Tensor, clips: int, tap: Callable = lambda name, x: x
+    ) -> tuple[Tensor, Tensor]:
         fused = self.fuse(tap('visual', F_v), F_a, clips, tap)
         F_a = F_a + self.audio(F_a)
         return tap('out', F.relu(self.visual(fused))), F_a
 
 # %% ../../nbs/models/20_sdavs.ipynb #4a7119dc
-CHOICES = dict(snrp_position=('pre', 'after'), interaction=('multiply', 'add', 'straight'), direction=('both', 'a2v', 'v2a'))
+CHOICES = dict(
+    snrp_position=('pre', 'after'),
+    interaction=('multiply', 'add', 'straight'),
+    direction=('both', 'a2v', 'v2a'),
+)
+
 
 @register_model('sdavs')
 class SDAVS(AVSModel):
     "SDAVS (Eqs. 1-9). Only the paper exists (`spec='paper'`): no code was released."
-    def __init__(self, visual: nn.Module, audio: nn.Module, num_classes: int = 1, frozen: tuple[str, ...] = ('audio',),
-                 dim: int = 256,  # channels of every stage
-                 heads: int | None = None,  # attention heads; None: one for every 32 channels, so 8 of 256
-                 tokens: int = 20,  # largest side of the attention's grid per frame
-                 audio_grid: int = 2,  # side of the audio map in the decoder
-                 levels: int = 4,  # stages N of Eq. 8; 3 leaves out the finest map and most of the cost
-                 se_ratio: int = 16,  # reduction in channel recalibration (Eq. 6)
-                 head_dim: int | None = None,  # channels of skip connections and head; None: dim/4, at least 32
-                 snrp: bool = True, cfs: bool = True, sfs: bool = True, snrp_position: str = 'pre',
-                 damf: bool = True, stc: bool = True, interaction: str = 'multiply', direction: str = 'both'):
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        audio: nn.Module,
+        num_classes: int = 1,
+        frozen: tuple[str, ...] = ('audio',),
+        dim: int = 256,  # channels of every stage
+        heads: int | None = None,  # attention heads; None: one for every 32 channels, so 8 of 256
+        tokens: int = 20,  # largest side of the attention's grid per frame
+        audio_grid: int = 2,  # side of the audio map in the decoder
+        levels: int = 4,  # stages N of Eq. 8; 3 leaves out the finest map and most of the cost
+        se_ratio: int = 16,  # reduction in channel recalibration (Eq. 6)
+        head_dim: int | None = None,  # channels of skip connections and head; None: dim/4, at least 32
+        snrp: bool = True,
+        cfs: bool = True,
+        sfs: bool = True,
+        snrp_position: str = 'pre',
+        damf: bool = True,
+        stc: bool = True,
+        interaction: str = 'multiply',
+        direction: str = 'both',
+    ):
         super().__init__(visual, audio, num_classes, frozen)
         for option, known in CHOICES.items():
-            if locals()[option] not in known: raise unknown(f'value of {option}', locals()[option], known)
+            if locals()[option] not in known:
+                raise unknown(f'value of {option}', locals()[option], known)
         heads = heads or max(dim // 32, 1)
         self.stem = AudioStem(audio.dim, audio.map_channels, dim, audio_grid, heads)
-        check(1 <= levels <= len(visual.channels), f"levels is {levels}; the visual encoder has {len(visual.channels)}.")
+        check(
+            1 <= levels <= len(visual.channels),
+            f"levels is {levels}; the visual encoder has {len(visual.channels)}.",
+        )
         self.levels, coarse_first = levels, list(visual.channels)[::-1][:levels]
-        self.laterals = nn.ModuleList(nn.Sequential(nn.Conv2d(C, dim, 1), group_norm(dim)) for C in coarse_first)
-        self.stages = nn.ModuleList(Stage(dim, SNRP(dim, cfs, sfs) if snrp else None,
-                                          DAMF(dim, heads, tokens, se_ratio, stc, interaction, direction) if damf else None,
-                                          snrp_position) for _ in coarse_first)
+        self.laterals = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(C, dim, 1), group_norm(dim)) for C in coarse_first
+        )
+        self.stages = nn.ModuleList(
+            Stage(
+                dim,
+                SNRP(dim, cfs, sfs) if snrp else None,
+                DAMF(dim, heads, tokens, se_ratio, stc, interaction, direction) if damf else None,
+                snrp_position,
+            )
+            for _ in coarse_first
+        )
         head_dim = head_dim or max(dim // 4, 32)
         self.skips = nn.ModuleList(nn.Conv2d(dim, head_dim, 1) for _ in coarse_first)
         self.mlp = nn.Sequential(nn.ReLU(), nn.Conv2d(head_dim, head_dim, 1), nn.ReLU())
@@ -247,15 +314,31 @@ class SDAVS(AVSModel):
     def tap_names(self) -> list[str]:
         "Per stage j (1 coarsest to 4 finest): visual, audio, gatec, cfs, gates, snrp, a2v, v2a, fused, out, as far as the options have them."
         snrp, damf = self.stages[0].snrp, self.stages[0].damf
-        has = dict(visual=True, audio=True, gatec=snrp and snrp.mlp, cfs=snrp and snrp.mlp, gates=snrp and snrp.spatial, snrp=snrp,
-                   a2v=damf and damf.a2v, v2a=damf and damf.v2a, fused=True, out=True)
-        return ['stem'] + [f'stage{j}.{n}' for j in range(1, len(self.stages) + 1) for n, there in has.items() if there] + ['fus_out']
+        has = dict(
+            visual=True,
+            audio=True,
+            gatec=snrp and snrp.mlp,
+            cfs=snrp and snrp.mlp,
+            gates=snrp and snrp.spatial,
+            snrp=snrp,
+            a2v=damf and damf.a2v,
+            v2a=damf and damf.v2a,
+            fused=True,
+            out=True,
+        )
+        return (
+            ['stem']
+            + [f'stage{j}.{n}' for j in range(1, len(self.stages) + 1) for n, there in has.items() if there]
+            + ['fus_out']
+        )
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or at the finest stage's resolution if None (Eqs. 8, 9)."
         B, finest = features.audio_vector.shape[0], features.visual[-len(self.stages)].shape[-2:]
         F_v, seen, heard = None, 0, 0
-        F_a = self.tap('stem', self.stem(features.audio_vector.flatten(0, 1), features.audio_map.flatten(0, 1)), B)
+        F_a = self.tap(
+            'stem', self.stem(features.audio_vector.flatten(0, 1), features.audio_map.flatten(0, 1)), B
+        )
         for j, (lateral, stage, skip) in enumerate(zip(self.laterals, self.stages, self.skips), 1):
             level = lateral(features.visual[-j].flatten(0, 1))
             F_v = level if F_v is None else level + resize(F_v, level.shape[-2:])

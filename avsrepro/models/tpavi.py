@@ -26,16 +26,22 @@ def dilated(conv: nn.Conv2d, x: Tensor) -> Tensor:
     d = conv.dilation[0]
     outside = [d >= n for n in x.shape[-2:]]
     rows, cols = (slice(1, 2) if o else slice(None) for o in outside)
-    return F.conv2d(x, conv.weight[:, :, rows, cols], conv.bias, padding=[0 if o else d for o in outside], dilation=d)
+    return F.conv2d(
+        x, conv.weight[:, :, rows, cols], conv.bias, padding=[0 if o else d for o in outside], dilation=d
+    )
+
 
 class ASPP(nn.Module):
     "Sum of four parallel dilated convolutions: [N,C,h,w] -> [N,dim,h,w] (facts, section 6)."
+
     def __init__(self, channels: int, dim: int = 256, dilations: tuple[int, ...] = (3, 6, 12, 18)):
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv2d(channels, dim, 3, padding=d, dilation=d) for d in dilations)
-        for conv in self.convs: nn.init.normal_(conv.weight, std=.01)
+        for conv in self.convs:
+            nn.init.normal_(conv.weight, std=0.01)
 
-    def forward(self, x: Tensor) -> Tensor: return sum(dilated(conv, x) for conv in self.convs)
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(dilated(conv, x) for conv in self.convs)
 
 # %% ../../nbs/models/30_tpavi.ipynb #c9212d78
 def attend_plain(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
@@ -46,6 +52,7 @@ def attend_plain(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     y = (flat(theta) / (T * P)) @ tiled.mT @ flat(g)
     return rearrange(y, 'b (t p) d -> b t p d', t=T)
 
+
 def attend_cheap(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     "The same as `attend_plain`, with T pooled values in place of N (facts, section 0.9)."
     heard = torch.einsum('btpd,bsd->btps', theta, phi) / phi.shape[1]
@@ -54,7 +61,10 @@ def attend_cheap(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
 # %% ../../nbs/models/30_tpavi.ipynb #89f1a3a9
 class Interaction(nn.Module):
     "One TPAVI block, 'cheap' or 'plain': pictures [B,T,C,h,w] and sounds [B,T,D] to the fused pictures and the projected sounds [B,T,C] (facts, section 6)."
-    def __init__(self, audio_dim: int, dim: int = 256, attention: str = 'cheap', bias: bool = True, gamma: float = 0.):
+
+    def __init__(
+        self, audio_dim: int, dim: int = 256, attention: str = 'cheap', bias: bool = True, gamma: float = 0.0
+    ):
         super().__init__()
         self.plain, self.audio = attention == 'plain', nn.Linear(audio_dim, dim, bias=bias)
         self.theta, self.phi, self.g = (nn.Linear(dim, dim // 2) for _ in range(3))
@@ -64,7 +74,8 @@ class Interaction(nn.Module):
     def attend(self, v: Tensor, a: Tensor) -> Tensor:
         "W_z y of v [B,T,P,C] and a [B,T,C]: [B,T,P,C]."
         phi = self.phi(a)
-        if self.plain: return self.W_z(attend_plain(self.theta(v), phi, self.g(v)))
+        if self.plain:
+            return self.W_z(attend_plain(self.theta(v), phi, self.g(v)))
         keys, offset = phi @ self.theta.weight, phi @ self.theta.bias  # <theta(v), phi> = <v, keys> + offset
         heard = torch.baddbmm(offset[:, None], v.flatten(1, 2), keys.mT) / v.shape[1]  # [B,N,T]
         values = self.g(v.mean(2)) @ self.W_z.weight.T
@@ -81,14 +92,21 @@ class Interaction(nn.Module):
 # %% ../../nbs/models/30_tpavi.ipynb #af9dce62
 def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
     "[N,C,h,w] to [N,C,H,W], bilinear with aligned corners, as the decoder doubles its maps."
-    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size, mode='bilinear', align_corners=True)
+    return (
+        x
+        if tuple(x.shape[-2:]) == tuple(size)
+        else F.interpolate(x, size, mode='bilinear', align_corners=True)
+    )
+
 
 def doubled(x: Tensor) -> Tensor:
     "[N,C,h,w] to [N,C,2h,2w]."
     return enlarge(x, tuple(2 * n for n in x.shape[-2:]))
 
+
 class ResidualUnit(nn.Module):
     "Two 3x3 convolutions, each after a ReLU, and a skip connection that carries x or, if `inplace`, ReLU(x): [N,C,h,w] to the same."
+
     def __init__(self, dim: int, inplace: bool = False):
         super().__init__()
         self.inplace, self.conv1, self.conv2 = inplace, *(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(2))
@@ -97,8 +115,10 @@ class ResidualUnit(nn.Module):
         y = F.relu(x)
         return self.conv2(F.relu(self.conv1(y))) + (y if self.inplace else x)
 
+
 class Fusion(nn.Module):
     "One step of the decoder: a level [N,C,h,w] through `lateral` plus the coarser path, then `out`. The coarsest level has no path and is taken as it is."
+
     def __init__(self, dim: int, lateral: bool = True, inplace: bool = False):
         super().__init__()
         self.lateral, self.out = ResidualUnit(dim, inplace) if lateral else None, ResidualUnit(dim, inplace)
@@ -109,6 +129,7 @@ class Fusion(nn.Module):
 # %% ../../nbs/models/30_tpavi.ipynb #6224153a
 class Head(nn.Module):
     "[N,dim,h,w] to logits [N,K,2h,2w], or [N,K,h,w] without doubling (facts, section 6)."
+
     def __init__(self, dim: int, num_classes: int, double: bool = True):
         super().__init__()
         half, last, self.double = dim // 2, min(dim // 2, max(dim // 8, 32)), double
@@ -130,34 +151,55 @@ def matching(visual: Tensor, audio: Tensor, mask: Tensor) -> Tensor:
 @register_model('tpavi')
 class TPAVI(AVSModel):
     "TPAVI (facts, sections 4 and 6). `spec='code'` adds an unused residual unit and the effect of its in-place ReLUs. `InputError` for options out of range."
-    specs = ('paper', 'code')
-    loss = MappingProxyType(dict(ce=1., avm=.5))  # as for MS3 and AVSS; S4 was trained with the cross entropy alone
 
-    def __init__(self, visual: nn.Module, audio: nn.Module, num_classes: int = 1, frozen: tuple[str, ...] = ('audio',),
-                 dim: int = 256,  # channels of every level; half of them inside TPAVI
-                 levels: int = 4,  # coarsest visual levels used; with fewer the decoder ends earlier
-                 attention: str = 'cheap',  # or 'plain', the N x N reference
-                 upsample: int = 2,  # doublings after the finest level: 0, 1 or 2
-                 gamma: float = 0.,  # start of the weight of TPAVI's batch norm; 0 begins as the identity
-                 spec: str = 'paper'):
+    specs = ('paper', 'code')
+    loss = MappingProxyType(
+        dict(ce=1.0, avm=0.5)
+    )  # as for MS3 and AVSS; S4 was trained with the cross entropy alone
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        audio: nn.Module,
+        num_classes: int = 1,
+        frozen: tuple[str, ...] = ('audio',),
+        dim: int = 256,  # channels of every level; half of them inside TPAVI
+        levels: int = 4,  # coarsest visual levels used; with fewer the decoder ends earlier
+        attention: str = 'cheap',  # or 'plain', the N x N reference
+        upsample: int = 2,  # doublings after the finest level: 0, 1 or 2
+        gamma: float = 0.0,  # start of the weight of TPAVI's batch norm; 0 begins as the identity
+        spec: str = 'paper',
+    ):
         super().__init__(visual, audio, num_classes, frozen)
-        if attention not in ('cheap', 'plain'): raise unknown('value of attention', attention, ('cheap', 'plain'))
-        check(1 <= levels <= len(visual.channels), f"levels is {levels}; the visual encoder has {len(visual.channels)}.")
+        if attention not in ('cheap', 'plain'):
+            raise unknown('value of attention', attention, ('cheap', 'plain'))
+        check(
+            1 <= levels <= len(visual.channels),
+            f"levels is {levels}; the visual encoder has {len(visual.channels)}.",
+        )
         check(dim >= 2 and dim % 2 == 0, f"dim is {dim}; expected an even number of channels.")
         check(upsample in (0, 1, 2), f"upsample is {upsample}; expected 0, 1 or 2 doublings.")
         self.levels, self.upsample, code = levels, upsample, spec == 'code'
         self.aspp = nn.ModuleList(ASPP(C, dim) for C in visual.channels[::-1][:levels])  # coarse to fine
-        self.tpavi = nn.ModuleList(Interaction(audio.dim, dim, attention, num_classes == 1, gamma) for _ in range(levels))
+        self.tpavi = nn.ModuleList(
+            Interaction(audio.dim, dim, attention, num_classes == 1, gamma) for _ in range(levels)
+        )
         self.decoder = nn.ModuleList(Fusion(dim, j > 0 or code, code) for j in range(levels))
         self.head = Head(dim, num_classes, upsample > 1)
 
     def dead_parameters(self) -> list[str]:
         "Names of the parameters that no output depends on."
-        return [f'decoder.0.lateral.{n}' for n, _ in self.decoder[0].lateral.named_parameters()] if self.decoder[0].lateral else []
+        return (
+            [f'decoder.0.lateral.{n}' for n, _ in self.decoder[0].lateral.named_parameters()]
+            if self.decoder[0].lateral
+            else []
+        )
 
     def tap_names(self) -> list[str]:
         "Per stage j (1 coarsest to 4 finest): visual, before TPAVI; heard, what TPAVI adds; fused, after it; out, of the decoder. `fus_out` is what the head reads."
-        return [f'stage{j}.{n}' for j in range(1, self.levels + 1) for n in ('visual', 'heard', 'fused', 'out')] + ['fus_out']
+        return [
+            f'stage{j}.{n}' for j in range(1, self.levels + 1) for n in ('visual', 'heard', 'fused', 'out')
+        ] + ['fus_out']
 
     def fuse(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
         "Per level, coarse to fine: the fused pictures [B,T,dim,h,w] and the sounds they were fused with [B,T,dim]."
@@ -167,7 +209,8 @@ class TPAVI(AVSModel):
             x = tap('visual', aspp(features.visual[-j].flatten(0, 1))).unflatten(0, (B, -1))
             x, a = tpavi(x, features.audio_vector, tap)
             tap('fused', x.flatten(0, 1))
-            fused.append(x); sounds.append(a)
+            fused.append(x)
+            sounds.append(a)
         return fused, sounds
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
@@ -176,9 +219,13 @@ class TPAVI(AVSModel):
         B, path = len(sounds[0]), None
         for j, (level, step) in enumerate(zip(fused, self.decoder), 1):
             path = self.tap(f'stage{j}.out', step(level.flatten(0, 1), path), B)
-        if self.upsample: path = doubled(path)
+        if self.upsample:
+            path = doubled(path)
         logits = self.head(self.tap('fus_out', path, B))
-        return Output((logits if size is None else resize(logits, size)).unflatten(0, (B, -1)), dict(fused=fused, sounds=sounds))
+        return Output(
+            (logits if size is None else resize(logits, size)).unflatten(0, (B, -1)),
+            dict(fused=fused, sounds=sounds),
+        )
 
     def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
         "'avm': matching of the supervised frames, averaged over levels, summed over frames (binary) or averaged (classes) (facts, section 4)."
@@ -186,5 +233,7 @@ class TPAVI(AVSModel):
         for x, a in zip(output.aux['fused'], output.aux['sounds']):
             mask = pool(output.logits.flatten(0, 1)[counts], x.shape[-2:])
             mask = mask[:, 0].sigmoid() if self.num_classes == 1 else (mask.argmax(1) != 0).to(x.dtype)
-            total = total + matching(x.flatten(0, 1)[counts], a.flatten(0, 1)[counts], mask).sum() / self.levels
+            total = (
+                total + matching(x.flatten(0, 1)[counts], a.flatten(0, 1)[counts], mask).sum() / self.levels
+            )
         return dict(avm=total if self.num_classes == 1 else total / counts.sum().clamp(min=1))

@@ -25,54 +25,84 @@ from ..core.errors import InputError, check, unknown
 from ..data.audio import SAMPLE_RATE, log_mel
 
 # %% ../../nbs/nn/20_backbones.ipynb #1f1a98af
-def read_weights(path:str|Path  # .safetensors, .pth or .pt
-                ) -> dict[str, torch.Tensor]:
+def read_weights(
+    path: str | Path,  # .safetensors, .pth or .pt
+) -> dict[str, torch.Tensor]:
     "The state dict stored in `path`, on the CPU; `InputError` when the file is missing or is no state dict."
     path = Path(path)
     check(path.is_file(), f'{path}: no such weights file; expected a .safetensors or .pth state dict.')
     try:
-        state = load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == '.safetensors'
+            else torch.load(path, map_location='cpu', weights_only=True)
+        )
     except Exception as e:  # pickle and zip readers raise many types
-        raise InputError(f'{path}: unreadable weights file ({(str(e) or type(e).__name__).splitlines()[0][:120]}); expected a complete .safetensors or .pth state dict.') from e
+        raise InputError(
+            f'{path}: unreadable weights file ({(str(e) or type(e).__name__).splitlines()[0][:120]}); expected a complete .safetensors or .pth state dict.'
+        ) from e
     for wrapper in ('state_dict', 'model'):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict): state = state[wrapper]
-    check(isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values()),
-          f'{path}: expected a state dict of tensors.')
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    check(
+        isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values()),
+        f'{path}: expected a state dict of tensors.',
+    )
     return state
 
 # %% ../../nbs/nn/20_backbones.ipynb #db813cd3
-_DERIVED = ('num_batches_tracked', 'attn_mask', 'relative_position_index')  # entries that modules compute themselves
+_DERIVED = (
+    'num_batches_tracked',
+    'attn_mask',
+    'relative_position_index',
+)  # entries that modules compute themselves
 
-def load_weights(net:nn.Module,
-                 state:dict[str, torch.Tensor]|str|Path,  # a state dict or the file that holds it
-                 source:str|Path='weights',  # name for errors, when `state` is a dict
-                 also:Iterable[str]=()  # further entries that the file may hold
-                ) -> None:
+
+def load_weights(
+    net: nn.Module,
+    state: dict[str, torch.Tensor] | str | Path,  # a state dict or the file that holds it
+    source: str | Path = 'weights',  # name for errors, when `state` is a dict
+    also: Iterable[str] = (),  # further entries that the file may hold
+) -> None:
     "Load all of `state` into `net`; `InputError` names `source` and the first entry that is missing, unexpected or of another shape."
-    if not isinstance(state, dict): source, state = state, read_weights(state)
+    if not isinstance(state, dict):
+        source, state = state, read_weights(state)
     theirs = {k: v for k, v in state.items() if not k.endswith(_DERIVED)}
     key = {re.sub(r'^([a-z]+)_(\d+)\.', r'\1.\2.', k): k for k in net.state_dict()}
     found = {key.get(k, k): v for k, v in theirs.items()}
     for k, v in net.state_dict().items():
-        if k.endswith(_DERIVED): continue
-        check(k in found, f"{source}: expected an entry '{k}', found none; is this the file of another network?")
-        check(found[k].shape == v.shape, f"{source}: entry '{k}' has shape {tuple(found[k].shape)}, expected {tuple(v.shape)}.")
+        if k.endswith(_DERIVED):
+            continue
+        check(
+            k in found, f"{source}: expected an entry '{k}', found none; is this the file of another network?"
+        )
+        check(
+            found[k].shape == v.shape,
+            f"{source}: entry '{k}' has shape {tuple(found[k].shape)}, expected {tuple(v.shape)}.",
+        )
     extra = sorted(found.keys() - net.state_dict().keys() - set(also) - {key.get(k, k) for k in also})
-    check(not extra, f"{source}: unexpected entry '{extra[0] if extra else ''}' ({len(extra)} in all); is this the file of another network?")
+    check(
+        not extra,
+        f"{source}: unexpected entry '{extra[0] if extra else ''}' ({len(extra)} in all); is this the file of another network?",
+    )
     net.load_state_dict({k: v for k, v in found.items() if k in net.state_dict()}, strict=False)
 
 # %% ../../nbs/nn/20_backbones.ipynb #d78d0bfc
 class Encoder(nn.Module):
     "A network with a name that can hold parts of itself fixed."
-    name:str
-    def hold(self, *modules:nn.Module) -> None:
+
+    name: str
+
+    def hold(self, *modules: nn.Module) -> None:
         "From now on `modules` get no gradient and stay in evaluation mode, also after `train()`."
-        for m in modules: m.requires_grad_(False).eval()
+        for m in modules:
+            m.requires_grad_(False).eval()
         self._held = (*getattr(self, '_held', ()), *modules)
 
-    def train(self, mode:bool=True) -> 'Encoder':
+    def train(self, mode: bool = True) -> 'Encoder':
         super().train(mode)
-        for m in getattr(self, '_held', ()): m.eval()
+        for m in getattr(self, '_held', ()):
+            m.eval()
         return self
 
 # %% ../../nbs/nn/20_backbones.ipynb #339bec60
@@ -80,21 +110,29 @@ class VisualBackbone(Encoder):
     """Four maps of a timm feature extractor.
 
     `forward(x [N,3,H,W]) -> list of four [N,C_i,h_i,w_i]` with `channels` C_i at `strides` (4, 8, 16, 32), fine to coarse, x normalised by `mean` and `std` (on the 0-1 scale)."""
+
     strides = (4, 8, 16, 32)
-    def __init__(self,
-                 net:nn.Module,  # from `timm.create_model(..., features_only=True)`
-                 name:str, mean:tuple[float, float, float], std:tuple[float, float, float]):
+
+    def __init__(
+        self,
+        net: nn.Module,  # from `timm.create_model(..., features_only=True)`
+        name: str,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ):
         super().__init__()
         reductions = net.feature_info.reduction()
-        check(set(self.strides) <= set(reductions),
-              f"backbone '{name}' has feature maps at strides {', '.join(map(str, reductions))}; expected a pyramid with strides 4, 8, 16 and 32.")
+        check(
+            set(self.strides) <= set(reductions),
+            f"backbone '{name}' has feature maps at strides {', '.join(map(str, reductions))}; expected a pyramid with strides 4, 8, 16 and 32.",
+        )
         self.levels = tuple(max(i for i, r in enumerate(reductions) if r == s) for s in self.strides)
         self.channels = tuple(net.feature_info.channels()[i] for i in self.levels)
         self.net, self.name, self.mean, self.std = net, name, tuple(mean), tuple(std)
         fmt = getattr(net, 'output_fmt', None)
         self.channels_last = getattr(fmt, 'value', fmt) == 'NHWC'
 
-    def forward(self, x:torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         maps = self.net(x)
         maps = [maps[i] for i in self.levels]
         return [rearrange(m, 'n h w c -> n c h w').contiguous() for m in maps] if self.channels_last else maps
@@ -102,62 +140,105 @@ class VisualBackbone(Encoder):
 # %% ../../nbs/nn/20_backbones.ipynb #823c3fd7
 _TF_MOBILENET = dict(pad_type='same', bn_eps=1e-3)
 
-def _identity_block(net:nn.Module|dict) -> bool:
+
+def _identity_block(net: nn.Module | dict) -> bool:
     "Whether the last block of MobileNetV1 (a network or its state dict) is the placeholder of the converted ImageNet weights."
     w = (net if isinstance(net, dict) else net.state_dict()).get('blocks.4.1.conv_pw.weight')
     return w is not None and not w.is_meta and torch.equal(w[..., 0, 0], torch.eye(len(w)))
 
-def _is_model(name:str) -> bool:
-    "Whether timm knows the model, and the tag after the dot if there is one."
-    try: return timm.is_model(name) and timm.get_pretrained_cfg(name) is not None
-    except RuntimeError: return False
 
-def _build(name:str, pretrained:bool, kw:dict) -> nn.Module:
+def _is_model(name: str) -> bool:
+    "Whether timm knows the model, and the tag after the dot if there is one."
+    try:
+        return timm.is_model(name) and timm.get_pretrained_cfg(name) is not None
+    except RuntimeError:
+        return False
+
+
+def _build(name: str, pretrained: bool, kw: dict) -> nn.Module:
     "The timm feature extractor; one that insists on an image size is asked to take any."
     if timm.get_pretrained_cfg(name).fixed_input_size and 'img_size' not in kw:
-        try: return timm.create_model(name, features_only=True, pretrained=pretrained, strict_img_size=False, **kw)
-        except TypeError: pass  # this family has no such option, or `kw` is at fault, which the next line says
+        try:
+            return timm.create_model(
+                name, features_only=True, pretrained=pretrained, strict_img_size=False, **kw
+            )
+        except TypeError:
+            pass  # this family has no such option, or `kw` is at fault, which the next line says
     return timm.create_model(name, features_only=True, pretrained=pretrained, **kw)
 
-def _build_checked(name:str, pretrained:bool, kw:dict) -> nn.Module:
+
+def _build_checked(name: str, pretrained: bool, kw: dict) -> nn.Module:
     "`_build`, its failures in one sentence."
-    try: return _build(name, pretrained, kw)
+    try:
+        return _build(name, pretrained, kw)
     except Exception as e:
         why = str(e).splitlines()[0][:160] if str(e) else type(e).__name__
-        if pretrained: raise InputError(f"backbone '{name}': its pretrained weights could not be fetched ({why}); without a network give weights=path of a local file.") from e
+        if pretrained:
+            raise InputError(
+                f"backbone '{name}': its pretrained weights could not be fetched ({why}); without a network give weights=path of a local file."
+            ) from e
         raise InputError(f"backbone '{name}' cannot be built with options {kw or 'none'}: {why}") from e
 
 # %% ../../nbs/nn/20_backbones.ipynb #8497d355
-CONVERTERS:dict[str, Callable[[dict], dict]] = {}  # first word of a name -> a published state dict in timm's names, for families that timm lacks
+CONVERTERS: dict[
+    str, Callable[[dict], dict]
+] = {}  # first word of a name -> a published state dict in timm's names, for families that timm lacks
 
-def create_backbone(name:str,  # any timm model with four levels, e.g. 'pvt_v2_b5'
-                    pretrained:bool=False,  # weights of timm's tag, which needs a network
-                    weights:str|Path|None=None,  # or a local file
-                    mean:tuple[float, float, float]|None=None,  # normalisation on the 0-1 scale, default timm's for this model
-                    std:tuple[float, float, float]|None=None,
-                    **kw  # options of the timm model, e.g. img_size, drop_path_rate
-                   ) -> VisualBackbone:
+
+def create_backbone(
+    name: str,  # any timm model with four levels, e.g. 'pvt_v2_b5'
+    pretrained: bool = False,  # weights of timm's tag, which needs a network
+    weights: str | Path | None = None,  # or a local file
+    mean: tuple[float, float, float]
+    | None = None,  # normalisation on the 0-1 scale, default timm's for this model
+    std: tuple[float, float, float] | None = None,
+    **kw,  # options of the timm model, e.g. img_size, drop_path_rate
+) -> VisualBackbone:
     """A timm model as a four-level encoder.
 
     Raises `InputError` for an unknown name or option, a model without such levels, and a weights file that is missing, unreadable or of another network."""
-    if not _is_model(name): raise unknown('backbone', name, difflib.get_close_matches(str(name), timm.list_models(), n=5) or list_backbones())
-    check(not (pretrained and weights), f"backbone '{name}': give either pretrained=True or weights={weights}, not both.")
-    state, cfg = CONVERTERS.get(name.split('_')[0], dict)(read_weights(weights)) if weights else None, timm.get_pretrained_cfg(name)
+    if not _is_model(name):
+        raise unknown(
+            'backbone',
+            name,
+            difflib.get_close_matches(str(name), timm.list_models(), n=5) or list_backbones(),
+        )
+    check(
+        not (pretrained and weights),
+        f"backbone '{name}': give either pretrained=True or weights={weights}, not both.",
+    )
+    state, cfg = (
+        CONVERTERS.get(name.split('_')[0], dict)(read_weights(weights)) if weights else None,
+        timm.get_pretrained_cfg(name),
+    )
     mean, std, options = mean or cfg.mean, std or cfg.std, kw
     if name == 'mobilenetv1_100' and not pretrained and (state is None or _identity_block(state)):
-        mean, std, options = (.5,)*3, (.5,)*3, _TF_MOBILENET | kw
+        mean, std, options = (0.5,) * 3, (0.5,) * 3, _TF_MOBILENET | kw
     backbone = VisualBackbone(_build_checked(name, pretrained, options), name, mean, std)
     if state is not None:
-        with torch.device('meta'): full = timm.create_model(name, **options)
+        with torch.device('meta'):
+            full = timm.create_model(name, **options)
         load_weights(backbone.net, state, weights, also=full.state_dict())
-        if name == 'mobilenetv1_100' and _identity_block(backbone.net): backbone.hold(backbone.net.blocks[4][1])
+        if name == 'mobilenetv1_100' and _identity_block(backbone.net):
+            backbone.hold(backbone.net.blocks[4][1])
     return backbone
 
 # %% ../../nbs/nn/20_backbones.ipynb #2ecabe81
-_VISUAL = ('pvt_v2_b5', 'pvt_v2_b0', 'swin_base_patch4_window12_384', 'swin_tiny_patch4_window7_224', 'resnet50', 'resnet18', 'mobilenetv1_100', 'test_resnet')
+_VISUAL = (
+    'pvt_v2_b5',
+    'pvt_v2_b0',
+    'swin_base_patch4_window12_384',
+    'swin_tiny_patch4_window7_224',
+    'resnet50',
+    'resnet18',
+    'mobilenetv1_100',
+    'test_resnet',
+)
 
-def list_backbones(pattern:str|None=None  # a wildcard such as '*swin*', to search all of timm
-                  ) -> list[str]:
+
+def list_backbones(
+    pattern: str | None = None,  # a wildcard such as '*swin*', to search all of timm
+) -> list[str]:
     "Names for `create_backbone`: those used in this project, or all timm models that match `pattern`."
     return timm.list_models(pattern) if pattern else list(_VISUAL)
 
@@ -166,38 +247,46 @@ class AudioBackbone(Encoder):
     """An audio network: `forward(mel [N,C,96,64]) -> (vector [N,dim], map [N,map_channels,h,w])`, with (h, w) = `map_size` in time and frequency.
 
     `mel` is the VGGish log-mel, ln(magnitude + 0.01); several channels are averaged in magnitude."""
-    dim:int
-    map_channels:int
-    map_size:tuple[int, int]
-    input_size:tuple[int, int] = (96, 64)  # of the last two dimensions of what `forward` takes
-    silence:float = math.log(.01)  # what it takes for silence, everywhere
 
-    def hear(self, clip:Any) -> torch.Tensor:
+    dim: int
+    map_channels: int
+    map_size: tuple[int, int]
+    input_size: tuple[int, int] = (96, 64)  # of the last two dimensions of what `forward` takes
+    silence: float = math.log(0.01)  # what it takes for silence, everywhere
+
+    def hear(self, clip: Any) -> torch.Tensor:
         "What `forward` takes, [T,C,*input_size], of a Clip: its log-mel, unless a network has a front end of its own."
         return clip.mel.float()
 
-    def listen(self, wave:torch.Tensor) -> torch.Tensor:
+    def listen(self, wave: torch.Tensor) -> torch.Tensor:
         "The same [T,1,*input_size] of a waveform [1,S] at 16 kHz."
         return log_mel(wave[0], SAMPLE_RATE)
 
     @staticmethod
-    def convert(state:dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def convert(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "A published state dict in this network's names."
         return state
 
     @staticmethod
-    def mono(mel:torch.Tensor) -> torch.Tensor:
+    def mono(mel: torch.Tensor) -> torch.Tensor:
         "The log-mel [N,1,96,64] of the mean magnitude over the channels of [N,C,96,64]."
-        check(mel.ndim == 4 and mel.shape[-2:] == (96, 64), f'audio input has shape {tuple(mel.shape)}; expected a log-mel [N,C,96,64].')
+        check(
+            mel.ndim == 4 and mel.shape[-2:] == (96, 64),
+            f'audio input has shape {tuple(mel.shape)}; expected a log-mel [N,C,96,64].',
+        )
         return mel.float() if mel.shape[1] == 1 else mel.float().exp().mean(1, keepdim=True).log()
 
-_AUDIO:dict[str, tuple[type, dict]] = {}
 
-def register_audio(name:str, **options:Any):
+_AUDIO: dict[str, tuple[type, dict]] = {}
+
+
+def register_audio(name: str, **options: Any):
     "Class decorator: `create_audio_backbone(name)` will build this class with `options`."
+
     def register(cls):
         _AUDIO[name] = cls, options
         return cls
+
     return register
 
 # %% ../../nbs/nn/20_backbones.ipynb #ccc842dc
@@ -205,85 +294,148 @@ def register_audio(name:str, **options:Any):
 @register_audio('vggish_small', width=8, fc=256, norm=True)
 class VGGish(AudioBackbone):
     "VGGish: 128-d vector (>= 0) and the 8·width x 6 x 4 map before its linear layers; `width` 64, `fc` 4096 and no `norm` are the published network."
-    name, map_size = 'vggish', (6, 4)
-    def __init__(self, width:int=64, fc:int=4096, dim:int=128,
-                 norm:bool=False  # batch norms at the input and after every convolution: a network from scratch learns in half the steps
-                ):
-        super().__init__()
-        normed = lambda c: [nn.BatchNorm2d(c)]*norm
-        conv = lambda i, o, pool=False: [nn.Conv2d(i*width or 1, o*width, 3, padding=1), *[nn.MaxPool2d(2)]*pool, *normed(o*width), nn.ReLU(inplace=True)]  # pooled first: the same, and a quarter of the work
-        self.dim, self.map_channels = dim, 8*width
-        self.features = nn.Sequential(*normed(1), *conv(0, 1, True), *conv(1, 2, True), *conv(2, 4), *conv(4, 4, True), *conv(4, 8), *conv(8, 8, True))
-        self.embeddings = nn.Sequential(nn.Linear(6*4*8*width, fc), nn.ReLU(inplace=True), nn.Linear(fc, fc), nn.ReLU(inplace=True), nn.Linear(fc, dim), nn.ReLU())
 
-    def forward(self, mel:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    name, map_size = 'vggish', (6, 4)
+
+    def __init__(
+        self,
+        width: int = 64,
+        fc: int = 4096,
+        dim: int = 128,
+        norm: bool = False,  # batch norms at the input and after every convolution: a network from scratch learns in half the steps
+    ):
+        super().__init__()
+        normed = lambda c: [nn.BatchNorm2d(c)] * norm
+        conv = lambda i, o, pool=False: [
+            nn.Conv2d(i * width or 1, o * width, 3, padding=1),
+            *[nn.MaxPool2d(2)] * pool,
+            *normed(o * width),
+            nn.ReLU(inplace=True),
+        ]  # pooled first: the same, and a quarter of the work
+        self.dim, self.map_channels = dim, 8 * width
+        self.features = nn.Sequential(
+            *normed(1),
+            *conv(0, 1, True),
+            *conv(1, 2, True),
+            *conv(2, 4),
+            *conv(4, 4, True),
+            *conv(4, 8),
+            *conv(8, 8, True),
+        )
+        self.embeddings = nn.Sequential(
+            nn.Linear(6 * 4 * 8 * width, fc),
+            nn.ReLU(inplace=True),
+            nn.Linear(fc, fc),
+            nn.ReLU(inplace=True),
+            nn.Linear(fc, dim),
+            nn.ReLU(),
+        )
+
+    def forward(self, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         m = self.features(self.mono(mel))
         return self.embeddings(rearrange(m, 'n c t f -> n (t f c)')), m
 
 # %% ../../nbs/nn/20_backbones.ipynb #df6fcdaf
-def yamnet_mel(mel:torch.Tensor) -> torch.Tensor:
+def yamnet_mel(mel: torch.Tensor) -> torch.Tensor:
     "ln(x + 0.001) from VGGish's ln(x + 0.01), any shape."
     return ((mel.float().exp() - 0.01).clamp(min=0) + 0.001).log()
+
 
 @register_audio('yamnet')
 class YAMNet(AudioBackbone):
     "YAMNet: pooled 1024-d embedding and the 1024 x 3 x 2 map before pooling; `scores` gives the 521 AudioSet classes."
+
     name, dim, map_channels, map_size = 'yamnet', 1024, 1024, (3, 2)
+
     def __init__(self):
         super().__init__()
-        self.net = timm.create_model('mobilenetv1_100', in_chans=1, num_classes=521, act_layer='relu', **_TF_MOBILENET)
+        self.net = timm.create_model(
+            'mobilenetv1_100', in_chans=1, num_classes=521, act_layer='relu', **_TF_MOBILENET
+        )
         self.hold(self.net.classifier)
 
-    def forward(self, mel:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         m = self.net.forward_features(yamnet_mel(self.mono(mel)))
         return self.net.forward_head(m, pre_logits=True), m
 
-    def scores(self, mel:torch.Tensor) -> torch.Tensor:
+    def scores(self, mel: torch.Tensor) -> torch.Tensor:
         "AudioSet scores [N,521] in 0..1 (index 0 is Speech)."
         return self.net.classifier(self(mel)[0]).sigmoid()
 
 # %% ../../nbs/nn/20_backbones.ipynb #2376b3f0
 class Stereo(AudioBackbone):
     "Both channels of a log-mel [N,2,96,64] through one network: mean and left minus right of its vectors and maps, twice as wide."
-    def __init__(self, net:AudioBackbone):
+
+    def __init__(self, net: AudioBackbone):
         super().__init__()
         self.net, self.name, self.map_size = net, f'{net.name}_stereo', net.map_size
-        self.dim, self.map_channels = 2*net.dim, 2*net.map_channels
+        self.dim, self.map_channels = 2 * net.dim, 2 * net.map_channels
         self.input_size, self.silence = net.input_size, net.silence
 
-    def hear(self, clip:Any) -> torch.Tensor: return self.net.hear(clip)
+    def hear(self, clip: Any) -> torch.Tensor:
+        return self.net.hear(clip)
 
-    def forward(self, mel:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        check(mel.ndim == 4 and mel.shape[1:] == (2, *self.input_size), f'audio input has shape {tuple(mel.shape)}; expected a stereo log-mel [N,2,{",".join(map(str, self.input_size))}].')
-        fold = lambda x: torch.cat([(x[0::2] + x[1::2])/2, x[0::2] - x[1::2]], 1)
+    def forward(self, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        check(
+            mel.ndim == 4 and mel.shape[1:] == (2, *self.input_size),
+            f'audio input has shape {tuple(mel.shape)}; expected a stereo log-mel [N,2,{",".join(map(str, self.input_size))}].',
+        )
+        fold = lambda x: torch.cat([(x[0::2] + x[1::2]) / 2, x[0::2] - x[1::2]], 1)
         vector, amap = self.net(rearrange(mel, 'n c t f -> (n c) 1 t f'))
         return fold(vector), fold(amap)
 
 # %% ../../nbs/nn/20_backbones.ipynb #d534343b
 _VGGISH_URL = 'https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth'
+
+
 def list_audio_backbones() -> list[str]:
     "Names for `create_audio_backbone`."
     return sorted(_AUDIO)
 
-def _download(name:str) -> dict[str, torch.Tensor]:
-    "The published weights of `name`."
-    check(name == 'vggish', f"audio backbone '{name}' has no weights to download; give weights=path of a local file.")
-    try: return torch.hub.load_state_dict_from_url(_VGGISH_URL, map_location='cpu', check_hash=True, weights_only=True)
-    except Exception as e: raise InputError(f"audio backbone '{name}': {_VGGISH_URL} could not be fetched ({e}); without a network give weights=path of a local file.") from e
 
-def create_audio_backbone(name:str='vggish', pretrained:bool=False, weights:str|Path|None=None,
-                          stereo:bool=False,  # hear two channels through the one network
-                          **kw  # options of the network, e.g. width
-                         ) -> AudioBackbone:
+def _download(name: str) -> dict[str, torch.Tensor]:
+    "The published weights of `name`."
+    check(
+        name == 'vggish',
+        f"audio backbone '{name}' has no weights to download; give weights=path of a local file.",
+    )
+    try:
+        return torch.hub.load_state_dict_from_url(
+            _VGGISH_URL, map_location='cpu', check_hash=True, weights_only=True
+        )
+    except Exception as e:
+        raise InputError(
+            f"audio backbone '{name}': {_VGGISH_URL} could not be fetched ({e}); without a network give weights=path of a local file."
+        ) from e
+
+
+def create_audio_backbone(
+    name: str = 'vggish',
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    stereo: bool = False,  # hear two channels through the one network
+    **kw,  # options of the network, e.g. width
+) -> AudioBackbone:
     "An audio encoder by name; `InputError` for an unknown name or option and for unusable weights."
-    if name not in _AUDIO: raise unknown('audio backbone', name, _AUDIO)
-    check(not (pretrained and weights), f"audio backbone '{name}': give either pretrained=True or weights={weights}, not both.")
+    if name not in _AUDIO:
+        raise unknown('audio backbone', name, _AUDIO)
+    check(
+        not (pretrained and weights),
+        f"audio backbone '{name}': give either pretrained=True or weights={weights}, not both.",
+    )
     cls, options = _AUDIO[name]
-    try: net = cls(**options | kw)
-    except TypeError as e: raise InputError(f"audio backbone '{name}' cannot be built with options {kw}: {e}") from e
+    try:
+        net = cls(**options | kw)
+    except TypeError as e:
+        raise InputError(f"audio backbone '{name}' cannot be built with options {kw}: {e}") from e
     net.name = name
     if pretrained or weights:
         target = net.net if name == 'yamnet' else net
-        load_weights(target, net.convert(_download(name) if pretrained else read_weights(weights)), weights or _VGGISH_URL)
-        if name == 'yamnet': net.hold(*(m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)))
+        load_weights(
+            target,
+            net.convert(_download(name) if pretrained else read_weights(weights)),
+            weights or _VGGISH_URL,
+        )
+        if name == 'yamnet':
+            net.hold(*(m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)))
     return Stereo(net) if stereo else net

@@ -20,35 +20,57 @@ __all__ = ['Sizes', 'flatten_levels', 'split_levels', 'pixel_centres', 'deformab
 # %% ../../nbs/nn/40_deformable.ipynb #90a0d527
 Sizes = Sequence[tuple[int, int]]  # (h, w) of each level
 
+
 def flatten_levels(maps: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
     "Maps [N,C,h_l,w_l] to tokens [N,S,C], S = sum of h_l w_l in the order given, and their sizes."
-    return torch.cat([rearrange(m, 'n c h w -> n (h w) c') for m in maps], 1), [tuple(m.shape[-2:]) for m in maps]
+    return torch.cat([rearrange(m, 'n c h w -> n (h w) c') for m in maps], 1), [
+        tuple(m.shape[-2:]) for m in maps
+    ]
+
 
 def split_levels(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
     "The maps [N,C,h_l,w_l] again; `InputError` if tokens [N,S,C] are not as many as `sizes` say."
-    check(tokens.shape[1] == sum(h * w for h, w in sizes), f"{tokens.shape[1]} tokens; expected {' + '.join(f'{h} x {w}' for h, w in sizes)}.")
-    return [rearrange(t, 'n (h w) c -> n c h w', h=h) for t, (h, w) in zip(tokens.split([h * w for h, w in sizes], 1), sizes)]
+    check(
+        tokens.shape[1] == sum(h * w for h, w in sizes),
+        f"{tokens.shape[1]} tokens; expected {' + '.join(f'{h} x {w}' for h, w in sizes)}.",
+    )
+    return [
+        rearrange(t, 'n (h w) c -> n c h w', h=h)
+        for t, (h, w) in zip(tokens.split([h * w for h, w in sizes], 1), sizes)
+    ]
 
 # %% ../../nbs/nn/40_deformable.ipynb #8901121e
 def pixel_centres(sizes: Sizes, like: Tensor) -> Tensor:
     "Centres (x, y) in 0 to 1 of all pixels of all levels, [S,2], with the device and dtype of `like`."
-    grid = lambda n: (torch.arange(n, device=like.device, dtype=like.dtype) + .5) / n
-    return torch.cat([torch.stack([repeat(grid(w), 'w -> (h w)', h=h), repeat(grid(h), 'h -> (h w)', w=w)], -1) for h, w in sizes])
+    grid = lambda n: (torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) / n
+    return torch.cat(
+        [
+            torch.stack([repeat(grid(w), 'w -> (h w)', h=h), repeat(grid(h), 'h -> (h w)', w=w)], -1)
+            for h, w in sizes
+        ]
+    )
 
 # %% ../../nbs/nn/40_deformable.ipynb #ac27c353
-def deformable_sample(value: Tensor,  # [N,S,M,D]: M heads of D channels
-                      sizes: Sizes,  # (h, w) of L levels, S pixels together
-                      locations: Tensor,  # [N,Q,M,L,P,2]: (x, y), 0 to 1 across each level
-                      weights: Tensor,  # [N,Q,M,L,P]
-                     ) -> Tensor:  # [N,Q,(M D)]
+def deformable_sample(
+    value: Tensor,  # [N,S,M,D]: M heads of D channels
+    sizes: Sizes,  # (h, w) of L levels, S pixels together
+    locations: Tensor,  # [N,Q,M,L,P,2]: (x, y), 0 to 1 across each level
+    weights: Tensor,  # [N,Q,M,L,P]
+) -> Tensor:  # [N,Q,(M D)]
     "Weighted sum over levels and points of bilinear samples, zero outside (Deformable DETR, Eq. 3, without the linear maps)."
     heads, out = value.shape[2], 0
     for l, v in enumerate(split_levels(rearrange(value, 'n s m d -> n s (m d)'), sizes)):
         v = rearrange(v, 'n (m d) h w -> (n m) d h w', m=heads)
         grid = rearrange(2 * locations[:, :, :, l] - 1, 'n q m p xy -> (n m) q p xy')
-        wide = torch.promote_types(v.dtype, grid.dtype)  # places keep their precision beside values in half precision
-        seen = F.grid_sample(v.to(wide), grid.to(wide), mode='bilinear', padding_mode='zeros', align_corners=False)
-        out = out + torch.einsum('ndqp,nqp->ndq', seen, rearrange(weights[:, :, :, l], 'n q m p -> (n m) q p').to(wide))
+        wide = torch.promote_types(
+            v.dtype, grid.dtype
+        )  # places keep their precision beside values in half precision
+        seen = F.grid_sample(
+            v.to(wide), grid.to(wide), mode='bilinear', padding_mode='zeros', align_corners=False
+        )
+        out = out + torch.einsum(
+            'ndqp,nqp->ndq', seen, rearrange(weights[:, :, :, l], 'n q m p -> (n m) q p').to(wide)
+        )
     return rearrange(out, '(n m) d q -> n q (m d)', m=heads).to(value.dtype)
 
 # %% ../../nbs/nn/40_deformable.ipynb #086afae5
@@ -61,33 +83,45 @@ def head_directions(heads: int) -> Tensor:
 # %% ../../nbs/nn/40_deformable.ipynb #0aea4b00
 class DeformableAttention(nn.Module):
     "Multi-scale deformable attention (Deformable DETR, section 4.1): queries [N,Q,C] and a pyramid of `levels` maps as tokens [N,S,C] to [N,Q,C]. `InputError` if heads do not divide dim."
+
     def __init__(self, dim: int, levels: int = 3, heads: int = 8, points: int = 4):
         super().__init__()
         check(dim % heads == 0, f"{heads} heads do not divide {dim} channels.")
         self.levels, self.heads, self.points = levels, heads, points
-        self.offsets, self.weights = nn.Linear(dim, heads * levels * points * 2), nn.Linear(dim, heads * levels * points)
+        self.offsets, self.weights = (
+            nn.Linear(dim, heads * levels * points * 2),
+            nn.Linear(dim, heads * levels * points),
+        )
         self.value, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.reset()
 
     def reset(self) -> None:
         "The method's initial values: directions by head, equal weights, Xavier for the other two."
-        for m in (self.offsets, self.weights, self.value, self.out): nn.init.zeros_(m.bias)
-        for m in (self.offsets, self.weights): nn.init.zeros_(m.weight)
-        for m in (self.value, self.out): nn.init.xavier_uniform_(m.weight)
-        steps = torch.einsum('mc,p->mpc', head_directions(self.heads), torch.arange(1., self.points + 1))
-        with torch.no_grad(): self.offsets.bias.copy_(repeat(steps, 'm p c -> (m l p c)', l=self.levels))
+        for m in (self.offsets, self.weights, self.value, self.out):
+            nn.init.zeros_(m.bias)
+        for m in (self.offsets, self.weights):
+            nn.init.zeros_(m.weight)
+        for m in (self.value, self.out):
+            nn.init.xavier_uniform_(m.weight)
+        steps = torch.einsum('mc,p->mpc', head_directions(self.heads), torch.arange(1.0, self.points + 1))
+        with torch.no_grad():
+            self.offsets.bias.copy_(repeat(steps, 'm p c -> (m l p c)', l=self.levels))
 
     def places(self, query: Tensor, reference: Tensor, sizes: Sizes) -> Tensor:
         "Where each query looks: [N,Q,M,L,P,2], (x, y) in 0 to 1 across each level."
-        offsets = rearrange(self.offsets(query), 'n q (m l p c) -> n q m l p c', m=self.heads, l=self.levels, c=2)
+        offsets = rearrange(
+            self.offsets(query), 'n q (m l p c) -> n q m l p c', m=self.heads, l=self.levels, c=2
+        )
         scale = torch.tensor([(w, h) for h, w in sizes], device=offsets.device, dtype=reference.dtype)
         return rearrange(reference, '... q c -> ... q 1 1 1 c') + offsets / scale[:, None]
 
-    def forward(self, query: Tensor,  # [N,Q,C], with its position added
-                reference: Tensor,  # [Q,2] or [N,Q,2], (x, y) in 0 to 1
-                memory: Tensor,  # [N,S,C]
-                sizes: Sizes  # (h, w) of every level
-               ) -> Tensor:  # [N,Q,C]
+    def forward(
+        self,
+        query: Tensor,  # [N,Q,C], with its position added
+        reference: Tensor,  # [Q,2] or [N,Q,2], (x, y) in 0 to 1
+        memory: Tensor,  # [N,S,C]
+        sizes: Sizes,  # (h, w) of every level
+    ) -> Tensor:  # [N,Q,C]
         check(len(sizes) == self.levels, f"{len(sizes)} levels given; expected {self.levels}.")
         A = rearrange(self.weights(query), 'n q (m lp) -> n q m lp', m=self.heads).softmax(-1)
         value = rearrange(self.value(memory), 'n s (m d) -> n s m d', m=self.heads)

@@ -29,104 +29,156 @@ from ..data.robust import Derived, emptied
 @dataclass
 class Features:
     "What the encoders make of B clips of T frames: four maps [B,T,C_i,h_i,w_i] from stride 4 to 32, the sound's vectors [B,T,D] and maps [B,T,Ca,ha,wa]."
-    visual:list[torch.Tensor]
-    audio_vector:torch.Tensor
-    audio_map:torch.Tensor
+
+    visual: list[torch.Tensor]
+    audio_vector: torch.Tensor
+    audio_map: torch.Tensor
 
     def to(self, *args, **kw) -> 'Features':
         "The same features on another device or in another format, as `Tensor.to`."
-        return Features([v.to(*args, **kw) for v in self.visual], self.audio_vector.to(*args, **kw), self.audio_map.to(*args, **kw))
+        return Features(
+            [v.to(*args, **kw) for v in self.visual],
+            self.audio_vector.to(*args, **kw),
+            self.audio_map.to(*args, **kw),
+        )
 
 # %% ../../nbs/nn/30_features.ipynb #40f49aa5
-def _plain(v:Any) -> bool: return v is None or isinstance(v, (bool, int, float, str)) or isinstance(v, (tuple, list)) and all(map(_plain, v))
+def _plain(v: Any) -> bool:
+    return (
+        v is None
+        or isinstance(v, (bool, int, float, str))
+        or isinstance(v, (tuple, list))
+        and all(map(_plain, v))
+    )
 
-def encoder_key(module:nn.Module) -> str:
+
+def encoder_key(module: nn.Module) -> str:
     "Hash of a network: types and plain attributes of all its parts, values of all parameters and buffers, the code of our adapters and timm's version."
-    parts = [[name, type(m).__qualname__, {k: v for k, v in vars(m).items() if k != 'training' and k[0] != '_' and _plain(v)}] for name, m in module.named_modules()]
+    parts = [
+        [
+            name,
+            type(m).__qualname__,
+            {k: v for k, v in vars(m).items() if k != 'training' and k[0] != '_' and _plain(v)},
+        ]
+        for name, m in module.named_modules()
+    ]
     tensors = [*module.named_parameters(), *module.named_buffers()]
     ours = sorted({m for m in (type(p).__module__ for p in module.modules()) if m.startswith('avsrepro.')})
-    return content_hash([parts, [n for n, _ in tensors], array_hash(*(t for _, t in tensors), length=64), code_hash(*ours), timm.__version__], length=24)
+    return content_hash(
+        [
+            parts,
+            [n for n, _ in tensors],
+            array_hash(*(t for _, t in tensors), length=64),
+            code_hash(*ours),
+            timm.__version__,
+        ],
+        length=24,
+    )
 
 # %% ../../nbs/nn/30_features.ipynb #6af1ecf3
 class Rows:
     "A tensor [N,...] stored as chunks; row `r` is row `r % step` of chunk `r // step`, so a chunk of fewer rows leaves numbers out."
-    def __init__(self, chunks:Sequence[torch.Tensor], step:int|None=None):  # default: rows of the first chunk
+
+    def __init__(
+        self, chunks: Sequence[torch.Tensor], step: int | None = None
+    ):  # default: rows of the first chunk
         self.chunks, self.step = list(chunks), step or len(chunks[0])
         self.shape = (sum(map(len, self.chunks)), *self.chunks[0].shape[1:])
 
-    def __len__(self) -> int: return self.shape[0]
+    def __len__(self) -> int:
+        return self.shape[0]
 
-    def take(self, index:torch.Tensor, dtype:torch.dtype=torch.float32) -> torch.Tensor:
+    def take(self, index: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         "Rows `index` (any shape) as one tensor [*index.shape, ...] on the device where they lie."
         first = self.chunks[0]
-        if first.device.type != 'cpu': out = first.index_select(0, index.flatten().to(first.device)).to(dtype)
+        if first.device.type != 'cpu':
+            out = first.index_select(0, index.flatten().to(first.device)).to(dtype)
         else:
             out = torch.empty(index.numel(), *self.shape[1:], dtype=dtype)
-            for o, r in zip(out, index.flatten().tolist()): o.copy_(self.chunks[r//self.step][r % self.step])
+            for o, r in zip(out, index.flatten().tolist()):
+                o.copy_(self.chunks[r // self.step][r % self.step])
         return out.view(*index.shape, *self.shape[1:])
 
-    def to(self, device:torch.device|str) -> 'Rows':
+    def to(self, device: torch.device | str) -> 'Rows':
         "All rows in one piece in the memory of `device`."
-        fill = lambda c: torch.cat([c, c.new_zeros(self.step - len(c), *c.shape[1:])]) if len(c) < self.step else c
-        return Rows([torch.cat([fill(c.to(device)) for c in self.chunks[:-1]] + [self.chunks[-1].to(device)])])
+        fill = lambda c: (
+            torch.cat([c, c.new_zeros(self.step - len(c), *c.shape[1:])]) if len(c) < self.step else c
+        )
+        return Rows(
+            [torch.cat([fill(c.to(device)) for c in self.chunks[:-1]] + [self.chunks[-1].to(device)])]
+        )
 
 # %% ../../nbs/nn/30_features.ipynb #70eb5e63
-def _read_chunk(path:Path, key:str) -> list[torch.Tensor]|None:
+def _read_chunk(path: Path, key: str) -> list[torch.Tensor] | None:
     "Memory-mapped tensors of a chunk's file; None when it is absent, cut off or not what `key` says."
     try:
         with safe_open(path, 'pt') as f:
-            if (f.metadata() or {}).get('key') != key: return None
+            if (f.metadata() or {}).get('key') != key:
+                return None
             return [f.get_tensor(n) for n in sorted(f.keys(), key=int)]
-    except (FileNotFoundError, SafetensorError, ValueError): return None
+    except (FileNotFoundError, SafetensorError, ValueError):
+        return None
 
-def _write_chunk(path:Path, key:str, tensors:Sequence[torch.Tensor]) -> None:
+
+def _write_chunk(path: Path, key: str, tensors: Sequence[torch.Tensor]) -> None:
     "Write a chunk's file completely or not at all."
-    with atomic_path(path) as tmp: save_file({str(i): t for i, t in enumerate(tensors)}, tmp, metadata=dict(key=key))
+    with atomic_path(path) as tmp:
+        save_file({str(i): t for i, t in enumerate(tensors)}, tmp, metadata=dict(key=key))
 
 # %% ../../nbs/nn/30_features.ipynb #87902210
 @torch.no_grad()
-def run_encoder(encoder:nn.Module, inputs:torch.Tensor, step:int=16) -> list[torch.Tensor]:
+def run_encoder(encoder: nn.Module, inputs: torch.Tensor, step: int = 16) -> list[torch.Tensor]:
     "Outputs of `encoder` (one tensor or several) for inputs [N,...], float32 on the CPU; uint8 images are normalised first."
     device, training, out = next(encoder.parameters()).device, encoder.training, []
     encoder.eval()
     try:
-        encoder.to(memory_format=torch.channels_last)  # convolutions without gradients take up to half the time
+        encoder.to(
+            memory_format=torch.channels_last
+        )  # convolutions without gradients take up to half the time
         with torch.autocast(device.type, enabled=False):
             for x in inputs.split(step):
                 x = x.to(device)
                 if x.dtype == torch.uint8:
-                    mean, std = (torch.tensor(s, device=device)[:, None, None] for s in (encoder.mean, encoder.std))
-                    x = (x/255 - mean)/std
+                    mean, std = (
+                        torch.tensor(s, device=device)[:, None, None] for s in (encoder.mean, encoder.std)
+                    )
+                    x = (x / 255 - mean) / std
                 y = encoder(x.float())
                 out.append([t.float().cpu() for t in (y if isinstance(y, (list, tuple)) else [y])])
-    finally: encoder.to(memory_format=torch.contiguous_format).train(training)
+    finally:
+        encoder.to(memory_format=torch.contiguous_format).train(training)
     return [torch.cat(t) for t in zip(*out)]
 
 # %% ../../nbs/nn/30_features.ipynb #095e9582
 class FeatureCache:
     "Outputs of frozen encoders on disk under `root`, by content."
-    def __init__(self, root:str|Path|None=None,  # default: 'features' in the cache folder
-                 dtype:torch.dtype=torch.float16, chunk:int=64):
+
+    def __init__(
+        self,
+        root: str | Path | None = None,  # default: 'features' in the cache folder
+        dtype: torch.dtype = torch.float16,
+        chunk: int = 64,
+    ):
         self.root, self.dtype, self.chunk = Path(root) if root else cache_dir('features'), dtype, chunk
         self.hits = self.misses = 0
 
-    def name_of(self, key:str, x:torch.Tensor) -> str:
+    def name_of(self, key: str, x: torch.Tensor) -> str:
         "What the file with the outputs for one chunk of inputs is called."
         return content_hash([key, array_hash(x, length=64), str(self.dtype), torch.__version__], length=32)
 
-    def stored(self, key:str, kind:str, name:str) -> list[torch.Tensor]|None:
+    def stored(self, key: str, kind: str, name: str) -> list[torch.Tensor] | None:
         "The outputs in a chunk's file; None if they are not there."
-        found = _read_chunk(self.root/f'{kind}-{key}'/f'{name}.safetensors', name)
+        found = _read_chunk(self.root / f'{kind}-{key}' / f'{name}.safetensors', name)
         self.hits += found is not None
         return found
 
-    def _chunk(self, encoder:nn.Module, key:str, x:torch.Tensor, kind:str) -> list[torch.Tensor]:
+    def _chunk(self, encoder: nn.Module, key: str, x: torch.Tensor, kind: str) -> list[torch.Tensor]:
         "The outputs for one chunk of inputs, from disk if they are there."
         name = self.name_of(key, x)
-        folder = self.root/f'{kind}-{key}'
-        path = folder/f'{name}.safetensors'
+        folder = self.root / f'{kind}-{key}'
+        path = folder / f'{name}.safetensors'
         if (found := _read_chunk(path, name)) is None:
-            with locked(folder/'locks'/name):
+            with locked(folder / 'locks' / name):
                 if (found := _read_chunk(path, name)) is None:
                     self.misses += 1
                     _write_chunk(path, name, [self._store(t, encoder) for t in run_encoder(encoder, x)])
@@ -134,50 +186,66 @@ class FeatureCache:
         self.hits += 1
         return found
 
-    def _store(self, t:torch.Tensor, encoder:nn.Module) -> torch.Tensor:
+    def _store(self, t: torch.Tensor, encoder: nn.Module) -> torch.Tensor:
         s = t.to(self.dtype).contiguous()
         if not s.isfinite().all():
-            raise InputError(f'features of {getattr(encoder, "name", type(encoder).__name__)} are not finite in {str(self.dtype)[6:]} '
-                             f'(largest value {t.abs().max().item():.3g}); expected finite inputs, or use FeatureCache(dtype=torch.float32).')
+            raise InputError(
+                f'features of {getattr(encoder, "name", type(encoder).__name__)} are not finite in {str(self.dtype)[6:]} '
+                f'(largest value {t.abs().max().item():.3g}); expected finite inputs, or use FeatureCache(dtype=torch.float32).'
+            )
         return s
 
-    def get(self, encoder:nn.Module, inputs:torch.Tensor,  # [N,...], uint8 images or float log-mels
-            kind:str='features',  # a word for the folder's name
-            progress:bool=True) -> list[Rows]:
+    def get(
+        self,
+        encoder: nn.Module,
+        inputs: torch.Tensor,  # [N,...], uint8 images or float log-mels
+        kind: str = 'features',  # a word for the folder's name
+        progress: bool = True,
+    ) -> list[Rows]:
         "The encoder's outputs for `inputs`, one `Rows` [N,...] for each."
         check(len(inputs) > 0, 'expected at least one input to encode, found none.')
         key, parts = encoder_key(encoder), inputs.split(self.chunk)
-        chunks = [self._chunk(encoder, key, x, kind) for x in tqdm(parts, desc=f'{kind} features', unit='chunk', delay=2, leave=False, disable=not progress)]
+        chunks = [
+            self._chunk(encoder, key, x, kind)
+            for x in tqdm(
+                parts, desc=f'{kind} features', unit='chunk', delay=2, leave=False, disable=not progress
+            )
+        ]
         return [Rows(c) for c in zip(*chunks)]
 
-    def stream(self, encoder:nn.Module, kind:str='features') -> 'FeatureStream': return FeatureStream(self, encoder, kind)
+    def stream(self, encoder: nn.Module, kind: str = 'features') -> 'FeatureStream':
+        return FeatureStream(self, encoder, kind)
 
 # %% ../../nbs/nn/30_features.ipynb #04f43be5
 class FeatureStream:
     "Encodes inputs that arrive one by one, equal ones once: `add` returns an input's row in `rows()`."
-    def __init__(self, cache:FeatureCache, encoder:nn.Module, kind:str):
+
+    def __init__(self, cache: FeatureCache, encoder: nn.Module, kind: str):
         self.cache, self.encoder, self.kind, self.key = cache, encoder, kind, encoder_key(encoder)
         self.seen, self.pending, self.chunks, self.names, self.first = {}, [], [], [], 0
 
-    def add(self, x:torch.Tensor) -> int:
+    def add(self, x: torch.Tensor) -> int:
         h = array_hash(x, length=32)
         if h not in self.seen:
             self.seen[h] = self.first + len(self.seen)
             self.pending.append(x)
-            if len(self.pending) == self.cache.chunk: self._flush()
+            if len(self.pending) == self.cache.chunk:
+                self._flush()
         return self.seen[h]
 
     def _flush(self) -> None:
-        if not self.pending: return
+        if not self.pending:
+            return
         x, self.pending = torch.stack(self.pending), []
         self.names.append(self.cache.name_of(self.key, x))
         self.chunks.append(self.cache._chunk(self.encoder, self.key, x, self.kind))
 
-    def open(self, names:Sequence[str]) -> bool:
+    def open(self, names: Sequence[str]) -> bool:
         "Begin with the chunks of an earlier stream; False, and nothing taken, when one of them is absent."
         chunks = [self.cache.stored(self.key, self.kind, n) for n in names]
-        if any(c is None for c in chunks): return False
-        self.chunks, self.names, self.first = chunks, list(names), len(names)*self.cache.chunk
+        if any(c is None for c in chunks):
+            return False
+        self.chunks, self.names, self.first = chunks, list(names), len(names) * self.cache.chunk
         return True
 
     def rows(self) -> list[Rows]:
@@ -188,65 +256,123 @@ class FeatureStream:
 # %% ../../nbs/nn/30_features.ipynb #eb5c1e24
 class ClipFeatures:
     "The clips of one data set as `Features` of two frozen encoders: `batch(indices) -> (Features, target, supervised)`."
-    def __init__(self, visual:nn.Module, audio:nn.Module,
-                 clips:Sequence,  # a data set of Clips; one that never changes has a `fingerprint`, and its clips are read once
-                 cache:FeatureCache|None=None, progress:bool=True):
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        audio: nn.Module,
+        clips: Sequence,  # a data set of Clips; one that never changes has a `fingerprint`, and its clips are read once
+        cache: FeatureCache | None = None,
+        progress: bool = True,
+    ):
         self._make([self], [(visual, audio)], clips, cache or FeatureCache(), progress)
 
     @classmethod
-    def together(cls, encoders:Sequence[tuple[nn.Module, nn.Module]],  # (visual, audio) of each
-                 clips:Sequence, cache:FeatureCache|None=None, progress:bool=True) -> list['ClipFeatures']:
+    def together(
+        cls,
+        encoders: Sequence[tuple[nn.Module, nn.Module]],  # (visual, audio) of each
+        clips: Sequence,
+        cache: FeatureCache | None = None,
+        progress: bool = True,
+    ) -> list['ClipFeatures']:
         "The same for several pairs of encoders, for which the clips are read once."
         made = [cls.__new__(cls) for _ in encoders]
         cls._make(made, encoders, clips, cache or FeatureCache(), progress)
         return made
 
     @staticmethod
-    def _make(made:Sequence['ClipFeatures'], encoders:Sequence[tuple[nn.Module, nn.Module]], clips:Sequence, cache:FeatureCache, progress:bool) -> None:
+    def _make(
+        made: Sequence['ClipFeatures'],
+        encoders: Sequence[tuple[nn.Module, nn.Module]],
+        clips: Sequence,
+        cache: FeatureCache,
+        progress: bool,
+    ) -> None:
         "Fill each of `made` from what is stored, or by reading the clips, and store it."
         check(len(clips) > 0, 'expected a data set with at least one clip, found none.')
         before, fingerprint, todo = (cache.hits, cache.misses), getattr(clips, 'fingerprint', None), []
         for f, pair in zip(made, encoders):
             frames, sounds = (cache.stream(e, kind) for e, kind in zip(pair, ('visual', 'audio')))
-            index = fingerprint and cache.root/'clips'/f'{content_hash([fingerprint, len(clips), frames.key, sounds.key, str(cache.dtype), torch.__version__], length=32)}.safetensors'
-            if not (index and f._found(index, frames, sounds)): todo.append((f, pair, frames, sounds, index))
+            index = (
+                fingerprint
+                and cache.root
+                / 'clips'
+                / f'{content_hash([fingerprint, len(clips), frames.key, sounds.key, str(cache.dtype), torch.__version__], length=32)}.safetensors'
+            )
+            if not (index and f._found(index, frames, sounds)):
+                todo.append((f, pair, frames, sounds, index))
         if isinstance(clips, Derived):
-            below = ClipFeatures.together([pair for _, pair, *_ in todo], clips.clips, cache, progress) if todo else []
-            for (f, _, frames, sounds, _), of in zip(todo, below): f._rehear(clips, of, frames, sounds)
-        elif todo: ClipFeatures._read([(f, frames, sounds) for f, _, frames, sounds, _ in todo], clips, progress)
+            below = (
+                ClipFeatures.together([pair for _, pair, *_ in todo], clips.clips, cache, progress)
+                if todo
+                else []
+            )
+            for (f, _, frames, sounds, _), of in zip(todo, below):
+                f._rehear(clips, of, frames, sounds)
+        elif todo:
+            ClipFeatures._read([(f, frames, sounds) for f, _, frames, sounds, _ in todo], clips, progress)
         for f, *_, index in todo:
-            if index: f._keep(index)
-        for f in made: f.stats = dict(clips=len(f), frames=sum(map(len, f.visual_index)), unique_frames=len(f.visual[0]), unique_sounds=len(f.audio_vector),
-                                      hits=cache.hits - before[0], misses=cache.misses - before[1])
+            if index:
+                f._keep(index)
+        for f in made:
+            f.stats = dict(
+                clips=len(f),
+                frames=sum(map(len, f.visual_index)),
+                unique_frames=len(f.visual[0]),
+                unique_sounds=len(f.audio_vector),
+                hits=cache.hits - before[0],
+                misses=cache.misses - before[1],
+            )
 
-    def _keep(self, path:Path) -> None:
+    def _keep(self, path: Path) -> None:
         "Write what is not a feature: targets, which row belongs to which frame, and the chunks that hold the rows."
-        lists = dict(targets=self.targets, supervised=self.supervised, seen=self.visual_index, heard=self.audio_index)
-        names = json.dumps(dict(ids=list(self.ids), shape=self.shape, lengths=[len(t) for t in self.targets], **self.names))
-        with atomic_path(path) as tmp: save_file({k: torch.cat(v).contiguous() for k, v in lists.items()}, tmp, metadata=dict(names=names))
+        lists = dict(
+            targets=self.targets, supervised=self.supervised, seen=self.visual_index, heard=self.audio_index
+        )
+        names = json.dumps(
+            dict(ids=list(self.ids), shape=self.shape, lengths=[len(t) for t in self.targets], **self.names)
+        )
+        with atomic_path(path) as tmp:
+            save_file(
+                {k: torch.cat(v).contiguous() for k, v in lists.items()}, tmp, metadata=dict(names=names)
+            )
 
-    def _found(self, path:Path, frames:'FeatureStream', sounds:'FeatureStream') -> bool:
+    def _found(self, path: Path, frames: 'FeatureStream', sounds: 'FeatureStream') -> bool:
         "Read what `_keep` wrote; False when it or one of the chunks is absent."
         try:
-            with safe_open(path, 'pt') as f: names, tensors = json.loads(f.metadata()['names']), {k: f.get_tensor(k) for k in f.keys()}
-        except (OSError, SafetensorError, ValueError): return False
-        if not (frames.open(names['frames']) and sounds.open(names['sounds'])): return False
+            with safe_open(path, 'pt') as f:
+                names, tensors = json.loads(f.metadata()['names']), {k: f.get_tensor(k) for k in f.keys()}
+        except (OSError, SafetensorError, ValueError):
+            return False
+        if not (frames.open(names['frames']) and sounds.open(names['sounds'])):
+            return False
         self.names = names
         self.ids, self.shape = names['ids'], tuple(map(torch.Size, names['shape']))
-        self.targets, self.supervised, self.visual_index, self.audio_index = (list(tensors[k].split(names['lengths'])) for k in ('targets', 'supervised', 'seen', 'heard'))
+        self.targets, self.supervised, self.visual_index, self.audio_index = (
+            list(tensors[k].split(names['lengths'])) for k in ('targets', 'supervised', 'seen', 'heard')
+        )
         self.visual, (self.audio_vector, self.audio_map) = frames.rows(), sounds.rows()
         return True
 
     @staticmethod
-    def _read(todo:Sequence[tuple['ClipFeatures', 'FeatureStream', 'FeatureStream']], clips:Sequence, progress:bool) -> None:
+    def _read(
+        todo: Sequence[tuple['ClipFeatures', 'FeatureStream', 'FeatureStream']],
+        clips: Sequence,
+        progress: bool,
+    ) -> None:
         "Read all clips and encode what is new."
-        for f, _, _ in todo: f.ids, f.targets, f.supervised, f.visual_index, f.audio_index = [], [], [], [], []
-        for i in tqdm(range(len(clips)), desc='frozen features', unit='clip', delay=2, leave=False, disable=not progress):
+        for f, _, _ in todo:
+            f.ids, f.targets, f.supervised, f.visual_index, f.audio_index = [], [], [], [], []
+        for i in tqdm(
+            range(len(clips)), desc='frozen features', unit='clip', delay=2, leave=False, disable=not progress
+        ):
             clip = clips[i]
-            for f, frames, sounds in todo: f._take(clip, i, frames, sounds)
-        for f, frames, sounds in todo: f._rows(frames, sounds)
+            for f, frames, sounds in todo:
+                f._take(clip, i, frames, sounds)
+        for f, frames, sounds in todo:
+            f._rows(frames, sounds)
 
-    def _take(self, clip, i:int, frames:'FeatureStream', sounds:'FeatureStream') -> None:
+    def _take(self, clip, i: int, frames: 'FeatureStream', sounds: 'FeatureStream') -> None:
         "Encode clip `i`, which is the next one."
         mel = sounds.encoder.hear(clip)
         self._check(clip, mel, i)
@@ -256,62 +382,95 @@ class ClipFeatures:
         self.targets.append(clip.target.to(torch.uint8))
         self.supervised.append(clip.supervised.bool())
 
-    def _rehear(self, clips:Derived, of:'ClipFeatures', frames:'FeatureStream', sounds:'FeatureStream') -> None:
+    def _rehear(
+        self, clips: Derived, of: 'ClipFeatures', frames: 'FeatureStream', sounds: 'FeatureStream'
+    ) -> None:
         "The features `of` the clips below, with the sounds of `clips`: no picture is read again."
-        check(frames.open(of.names['frames']) and sounds.open(of.names['sounds']), 'features that were just made are gone; is the cache being cleared?')
+        check(
+            frames.open(of.names['frames']) and sounds.open(of.names['sounds']),
+            'features that were just made are gone; is the cache being cleared?',
+        )
         self.ids, self.shape = list(clips.ids), of.shape
         pick = lambda rows: [rows[k] for k in clips.index]
-        self.visual_index, self.supervised, self.audio_index, self.targets = pick(of.visual_index), pick(of.supervised), pick(of.audio_index), pick(of.targets)
+        self.visual_index, self.supervised, self.audio_index, self.targets = (
+            pick(of.visual_index),
+            pick(of.supervised),
+            pick(of.audio_index),
+            pick(of.targets),
+        )
         for i, target in enumerate(self.targets):
-            if clips.blank(i): self.targets[i] = emptied(target, self.supervised[i])
+            if clips.blank(i):
+                self.targets[i] = emptied(target, self.supervised[i])
             if (clip := clips.heard(i, len(target))) is not None:
                 mel = sounds.encoder.hear(clip)
-                self.audio_index[i] = torch.tensor([sounds.add(m) for m in mel.expand(len(target), *of.shape[1])])
+                self.audio_index[i] = torch.tensor(
+                    [sounds.add(m) for m in mel.expand(len(target), *of.shape[1])]
+                )
         self._rows(frames, sounds)
 
-    def _rows(self, frames:'FeatureStream', sounds:'FeatureStream') -> None:
+    def _rows(self, frames: 'FeatureStream', sounds: 'FeatureStream') -> None:
         "Close both streams."
         self.visual, (self.audio_vector, self.audio_map) = frames.rows(), sounds.rows()
         self.names = dict(frames=frames.names, sounds=sounds.names)
 
-    def _check(self, clip, mel:torch.Tensor, i:int) -> None:
+    def _check(self, clip, mel: torch.Tensor, i: int) -> None:
         "All clips must agree in shape (but for T) with the first, and within themselves in T."
         shape = clip.frames.shape[1:], mel.shape[1:], clip.target.shape[1:]
         self.shape = shape if i == 0 else self.shape
-        check(shape == self.shape, f"clip {clip.info['id']}: frames, mel and target have shapes {', '.join(str(tuple(s)) for s in shape)}; "
-              f"expected {', '.join(str(tuple(s)) for s in self.shape)} as in the first clip.")
+        check(
+            shape == self.shape,
+            f"clip {clip.info['id']}: frames, mel and target have shapes {', '.join(str(tuple(s)) for s in shape)}; "
+            f"expected {', '.join(str(tuple(s)) for s in self.shape)} as in the first clip.",
+        )
         T = len(clip.frames), len(mel), len(clip.target), len(clip.supervised)
-        check(len(set(T)) == 1, f"clip {clip.info['id']}: {T[0]} frames, {T[1]} seconds of sound, {T[2]} masks, {T[3]} supervision flags; expected as many of each.")
+        check(
+            len(set(T)) == 1,
+            f"clip {clip.info['id']}: {T[0]} frames, {T[1]} seconds of sound, {T[2]} masks, {T[3]} supervision flags; expected as many of each.",
+        )
 
-    def __len__(self) -> int: return len(self.ids)
+    def __len__(self) -> int:
+        return len(self.ids)
 
-    def to(self, device:torch.device|str) -> 'ClipFeatures':
+    def to(self, device: torch.device | str) -> 'ClipFeatures':
         "Put all features into the memory of `device`; returns self."
         self.visual = [r.to(device) for r in self.visual]
         self.audio_vector, self.audio_map = self.audio_vector.to(device), self.audio_map.to(device)
         return self
 
-    def batch(self, indices:Sequence[int]) -> tuple[Features, torch.Tensor, torch.Tensor]:
+    def batch(self, indices: Sequence[int]) -> tuple[Features, torch.Tensor, torch.Tensor]:
         "Float32 `Features`, target uint8 [B,T,H,W] (255 void) and supervised bool [B,T] of the clips `indices`."
         indices = torch.as_tensor(indices).tolist()
         T = max(len(self.targets[i]) for i in indices)
-        row = lambda index: torch.stack([torch.cat([index[i], index[i][-1:].expand(T - len(index[i]))]) for i in indices])
-        pad = lambda values, fill: torch.stack([torch.cat([values[i], values[i].new_full((T - len(values[i]), *values[i].shape[1:]), fill)]) for i in indices])
+        row = lambda index: torch.stack(
+            [torch.cat([index[i], index[i][-1:].expand(T - len(index[i]))]) for i in indices]
+        )
+        pad = lambda values, fill: torch.stack(
+            [
+                torch.cat([values[i], values[i].new_full((T - len(values[i]), *values[i].shape[1:]), fill)])
+                for i in indices
+            ]
+        )
         v, a = row(self.visual_index), row(self.audio_index)
-        features = Features([r.take(v) for r in self.visual], self.audio_vector.take(a), self.audio_map.take(a))
+        features = Features(
+            [r.take(v) for r in self.visual], self.audio_vector.take(a), self.audio_map.take(a)
+        )
         device = features.audio_vector.device
         return features, pad(self.targets, 255).to(device), pad(self.supervised, False).to(device)
 
 # %% ../../nbs/nn/30_features.ipynb #2b27093d
-def _files(root:str|Path|None) -> list[Path]: return sorted((Path(root) if root else cache_dir('features')).glob('*/*.safetensors'))
+def _files(root: str | Path | None) -> list[Path]:
+    return sorted((Path(root) if root else cache_dir('features')).glob('*/*.safetensors'))
 
-def cache_size(root:str|Path|None=None) -> tuple[int, int]:
+
+def cache_size(root: str | Path | None = None) -> tuple[int, int]:
     "Number of files and bytes in the feature cache."
     sizes = [f.stat().st_size for f in _files(root)]
     return len(sizes), sum(sizes)
 
-def clear_cache(root:str|Path|None=None) -> int:
+
+def clear_cache(root: str | Path | None = None) -> int:
     "Remove all cached features; returns the bytes freed."
     size = cache_size(root)[1]
-    for f in _files(root): f.unlink(missing_ok=True)
+    for f in _files(root):
+        f.unlink(missing_ok=True)
     return size

@@ -20,43 +20,73 @@ from ..data.audio import SAMPLE_RATE, resample
 from .backbones import AudioBackbone, register_audio
 
 # %% ../../nbs/nn/25_htsat.ipynb #386af405
-def seconds(wave: Tensor,  # [C,S]
-            rate: int,  # Hz, of `wave`
-            count: int | None = None  # T; default: S in seconds, rounded, at least 1
-           ) -> Tensor:  # [T,C,rate]
+def seconds(
+    wave: Tensor,  # [C,S]
+    rate: int,  # Hz, of `wave`
+    count: int | None = None,  # T; default: S in seconds, rounded, at least 1
+) -> Tensor:  # [T,C,rate]
     "A sound cut into T seconds; `InputError` for one that is empty, not finite or of another shape."
-    check(wave.ndim == 2 and wave.is_floating_point() and wave.numel() > 0, f"expected a float sound [C,S] with S > 0, found {wave.dtype} {tuple(wave.shape)}.")
+    check(
+        wave.ndim == 2 and wave.is_floating_point() and wave.numel() > 0,
+        f"expected a float sound [C,S] with S > 0, found {wave.dtype} {tuple(wave.shape)}.",
+    )
     check(bool(wave.isfinite().all()), "the sound holds NaN or infinite samples; expected finite values.")
     count = max(1, round(wave.shape[-1] / rate)) if count is None else count
-    pieces = list(wave[:, :count * rate].split(rate, -1))
+    pieces = list(wave[:, : count * rate].split(rate, -1))
     last = pieces[-1]
     pieces[-1] = last.repeat(1, -(-rate // last.shape[-1]))[:, :rate]
     return torch.stack(pieces + pieces[-1:] * (count - len(pieces)))
 
 # %% ../../nbs/nn/25_htsat.ipynb #bff68ba4
 @lru_cache
-def mel_filters(rate: int = 32_000, n_fft: int = 1024, mels: int = 64, low: float = 50., high: float = 14_000.) -> Tensor:
+def mel_filters(
+    rate: int = 32_000, n_fft: int = 1024, mels: int = 64, low: float = 50.0, high: float = 14_000.0
+) -> Tensor:
     "From the power spectrum [n_fft/2+1] at `rate` Hz to mel bands: [n_fft/2+1,mels], Slaney's scale and norm, on the CPU."
-    with torch.device('cpu'): return AF.melscale_fbanks(n_fft // 2 + 1, low, high, mels, rate, norm='slaney', mel_scale='slaney')
+    with torch.device('cpu'):
+        return AF.melscale_fbanks(n_fft // 2 + 1, low, high, mels, rate, norm='slaney', mel_scale='slaney')
+
 
 FRONT_ENDS = dict(paper=dict(rate=32_000, hop=320), release=dict(rate=22_050, hop=256))
 
+
 class LogMel(nn.Module):
     "`forward(wave [C,S] at 16 kHz, count) -> [T,C,frames,mels]`: the log-mel in dB of each second."
-    floor = -100.  # dB
-    def __init__(self, rate: int = 32_000,  # Hz, that the sound is resampled to
-                 hop: int = 320, n_fft: int = 1024, mels: int = 64, low: float = 50., high: float = 14_000.,
-                 filter_rate: int = 32_000  # Hz, that the filters are made for
-                ):
+
+    floor = -100.0  # dB
+
+    def __init__(
+        self,
+        rate: int = 32_000,  # Hz, that the sound is resampled to
+        hop: int = 320,
+        n_fft: int = 1024,
+        mels: int = 64,
+        low: float = 50.0,
+        high: float = 14_000.0,
+        filter_rate: int = 32_000,  # Hz, that the filters are made for
+    ):
         super().__init__()
-        self.rate, self.hop, self.n_fft, self.mels, self.bands = rate, hop, n_fft, mels, (filter_rate, n_fft, mels, low, high)
+        self.rate, self.hop, self.n_fft, self.mels, self.bands = (
+            rate,
+            hop,
+            n_fft,
+            mels,
+            (filter_rate, n_fft, mels, low, high),
+        )
         self.frames = rate // hop + 1
 
     def forward(self, wave: Tensor, count: int | None = None) -> Tensor:
         x = resample(seconds(wave, SAMPLE_RATE, count).float(), SAMPLE_RATE, self.rate)
         with torch.autocast(x.device.type, enabled=False):
             window = torch.hann_window(self.n_fft, device=x.device)
-            spectra = torch.stft(rearrange(x, 't c s -> (t c) s'), self.n_fft, self.hop, window=window, pad_mode='reflect', return_complex=True)
+            spectra = torch.stft(
+                rearrange(x, 't c s -> (t c) s'),
+                self.n_fft,
+                self.hop,
+                window=window,
+                pad_mode='reflect',
+                return_complex=True,
+            )
             power = (spectra.real.square() + spectra.imag.square()).mT @ mel_filters(*self.bands).to(x.device)
             db = (10 * power.clamp(min=1e-10).log10()).clamp(min=self.floor)
         return rearrange(db, '(t c) n m -> t c n m', t=len(x))
@@ -64,79 +94,151 @@ class LogMel(nn.Module):
 # %% ../../nbs/nn/25_htsat.ipynb #2f4ce472
 FILLS = ('stretch', 'repeat')
 
-def stretch(mel: Tensor,  # [N,C,frames,mels]
-            length: int, fill: str = 'stretch') -> Tensor:  # [N,C,length,mels]
-    "Frames spread over `length` by bicubic interpolation, first and last in place; with `fill='repeat'` after as many whole repetitions as fit."
-    if fill == 'repeat': mel = mel.repeat(1, 1, max(1, length // mel.shape[2]), 1)
-    return mel if mel.shape[2] == length else F.interpolate(mel, (length, mel.shape[3]), mode='bicubic', align_corners=True)
 
-def fold(mel: Tensor,  # [N,C,strips * w,mels]
-         strips: int) -> Tensor:  # [N,C,strips * mels,w]
+def stretch(
+    mel: Tensor,  # [N,C,frames,mels]
+    length: int,
+    fill: str = 'stretch',
+) -> Tensor:  # [N,C,length,mels]
+    "Frames spread over `length` by bicubic interpolation, first and last in place; with `fill='repeat'` after as many whole repetitions as fit."
+    if fill == 'repeat':
+        mel = mel.repeat(1, 1, max(1, length // mel.shape[2]), 1)
+    return (
+        mel
+        if mel.shape[2] == length
+        else F.interpolate(mel, (length, mel.shape[3]), mode='bicubic', align_corners=True)
+    )
+
+
+def fold(
+    mel: Tensor,  # [N,C,strips * w,mels]
+    strips: int,
+) -> Tensor:  # [N,C,strips * mels,w]
     "Time cut into `strips` that lie one below the other, frequency downwards in each (HTS-AT, section 2.1)."
     return rearrange(mel, 'n c (r w) m -> n c (r m) w', r=strips)
 
-def unfold(maps: Tensor,  # [N,h,w,C] of a folded image, channels last
-           strips: int) -> Tensor:  # [N,C,strips * w,h / strips]
+
+def unfold(
+    maps: Tensor,  # [N,h,w,C] of a folded image, channels last
+    strips: int,
+) -> Tensor:  # [N,C,strips * w,h / strips]
     "A map of a folded image with time and frequency apart again."
     return rearrange(maps, 'n (r f) w c -> n c (r w) f', r=strips)
 
 # %% ../../nbs/nn/25_htsat.ipynb #55078153
 _DROPPED = ('tscam_conv.', 'head.', 'spectrogram_extractor.', 'logmel_extractor.')
 
+
 def htsat_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     "The public AudioSet state dict with the names of `HTSAT`; `InputError` if it was made for other mel filters than `mel_filters()`."
     state = {k.removeprefix('sed_model.'): v for k, v in state.items()}
-    if any(k.startswith('swin.') for k in state): return state
+    if any(k.startswith('swin.') for k in state):
+        return state
     if (filters := state.get('logmel_extractor.melW')) is not None:
         ours = mel_filters()
-        check(filters.shape == ours.shape and (filters.is_meta or torch.allclose(filters.float().cpu(), ours, atol=.01 * ours.max().item())),
-              f"the checkpoint brings mel filters {tuple(filters.shape)} that are not those for 32 kHz and 64 bands from 50 to 14,000 Hz.")
+        check(
+            filters.shape == ours.shape
+            and (
+                filters.is_meta or torch.allclose(filters.float().cpu(), ours, atol=0.01 * ours.max().item())
+            ),
+            f"the checkpoint brings mel filters {tuple(filters.shape)} that are not those for 32 kHz and 64 bands from 50 to 14,000 Hz.",
+        )
     ahead = lambda k: re.sub(r'^layers\.(\d)\.downsample', lambda m: f'layers.{int(m[1]) + 1}.downsample', k)
-    return {k if k.startswith('bn0.') else 'swin.' + ahead(k): v for k, v in state.items() if not k.startswith(_DROPPED)}
+    return {
+        k if k.startswith('bn0.') else 'swin.' + ahead(k): v
+        for k, v in state.items()
+        if not k.startswith(_DROPPED)
+    }
 
 # %% ../../nbs/nn/25_htsat.ipynb #89450ee0
 @register_audio('htsat')
-@register_audio('htsat_small', image=128, patch=8, window=4, width=32, depths=(1, 2, 1), heads=(2, 4, 8), drop_path=0., position=True)
+@register_audio(
+    'htsat_small',
+    image=128,
+    patch=8,
+    window=4,
+    width=32,
+    depths=(1, 2, 1),
+    heads=(2, 4, 8),
+    drop_path=0.0,
+    position=True,
+)
 class HTSAT(AudioBackbone):
     "HTS-AT (Chen et al., 2022): the mean of the last map, `dim` = 768, and that map, `dim` x 32 x 2; the defaults are the published network. It takes log-mels in dB, [N,C,*input_size]."
+
     name, silence, convert = 'htsat', LogMel.floor, staticmethod(htsat_state)
-    def __init__(self, front_end: str = 'paper',  # or 'release', 22.05 kHz
-                 fill: str = 'stretch',  # or 'repeat'
-                 image: int = 256, patch: int = 4, window: int = 8, width: int = 96,
-                 depths: tuple[int, ...] = (2, 2, 6, 2), heads: tuple[int, ...] = (4, 8, 16, 32), drop_path: float = .1,
-                 position: bool = False  # patches know their frequency, which only windows tell the published network
-                ):
+
+    def __init__(
+        self,
+        front_end: str = 'paper',  # or 'release', 22.05 kHz
+        fill: str = 'stretch',  # or 'repeat'
+        image: int = 256,
+        patch: int = 4,
+        window: int = 8,
+        width: int = 96,
+        depths: tuple[int, ...] = (2, 2, 6, 2),
+        heads: tuple[int, ...] = (4, 8, 16, 32),
+        drop_path: float = 0.1,
+        position: bool = False,  # patches know their frequency, which only windows tell the published network
+    ):
         super().__init__()
-        if front_end not in FRONT_ENDS: raise unknown('front end', front_end, FRONT_ENDS)
-        if fill not in FILLS: raise unknown('fill', fill, FILLS)
+        if front_end not in FRONT_ENDS:
+            raise unknown('front end', front_end, FRONT_ENDS)
+        if fill not in FILLS:
+            raise unknown('fill', fill, FILLS)
         self.front_end, self.fill, self.image = LogMel(**FRONT_ENDS[front_end]), fill, image
-        mels, stride = self.front_end.mels, patch * 2**(len(depths) - 1)
-        check(image % mels == 0 and mels % stride == 0,
-              f"an image of {image} with a last stride of {stride} cannot be unfolded; expected strips of {mels} rows, and these a multiple of the stride.")
+        mels, stride = self.front_end.mels, patch * 2 ** (len(depths) - 1)
+        check(
+            image % mels == 0 and mels % stride == 0,
+            f"an image of {image} with a last stride of {stride} cannot be unfolded; expected strips of {mels} rows, and these a multiple of the stride.",
+        )
         self.strips, self.input_size = image // mels, (self.front_end.frames, mels)
         self.bn0 = nn.BatchNorm2d(mels)
-        self.swin = SwinTransformer(image, patch, in_chans=1, num_classes=0, global_pool='', embed_dim=width, depths=depths, num_heads=heads, window_size=window, drop_path_rate=drop_path)
+        self.swin = SwinTransformer(
+            image,
+            patch,
+            in_chans=1,
+            num_classes=0,
+            global_pool='',
+            embed_dim=width,
+            depths=depths,
+            num_heads=heads,
+            window_size=window,
+            drop_path_rate=drop_path,
+        )
         self.position = nn.Parameter(torch.randn(mels // patch, 1, width) / 2) if position else None
         self.dim = self.map_channels = self.swin.num_features
         self.map_size = self.strips * image // stride, mels // stride
 
     def hear(self, clip) -> Tensor:
         "The log-mel [T,C,*input_size] of each second of a Clip, from its waveform."
-        try: return self.front_end(clip.audio, len(clip.frames))
-        except InputError as e: raise InputError(f"clip {clip.info.get('id', '?')}: {e}") from e
+        try:
+            return self.front_end(clip.audio, len(clip.frames))
+        except InputError as e:
+            raise InputError(f"clip {clip.info.get('id', '?')}: {e}") from e
 
-    def listen(self, wave: Tensor) -> Tensor: return self.front_end(wave)
+    def listen(self, wave: Tensor) -> Tensor:
+        return self.front_end(wave)
 
     def mono(self, mel: Tensor) -> Tensor:
         "The log-mel [N,1,*input_size] in dB of the mean power over channels."
-        check(mel.ndim == 4 and mel.shape[-2:] == self.input_size,
-              f"audio input has shape {tuple(mel.shape)}; expected log-mels of {self.name}'s own front end, [N,C,{','.join(map(str, self.input_size))}].")
-        return mel.float() if mel.shape[1] == 1 else 10 * (10**(mel.float() / 10)).mean(1, keepdim=True).log10()
+        check(
+            mel.ndim == 4 and mel.shape[-2:] == self.input_size,
+            f"audio input has shape {tuple(mel.shape)}; expected log-mels of {self.name}'s own front end, [N,C,{','.join(map(str, self.input_size))}].",
+        )
+        return (
+            mel.float()
+            if mel.shape[1] == 1
+            else 10 * (10 ** (mel.float() / 10)).mean(1, keepdim=True).log10()
+        )
 
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        x = stretch(self.mono(mel), self.image * self.strips, self.fill)  # before the norm, which an interpolation commutes with: nothing flows back through it
+        x = stretch(
+            self.mono(mel), self.image * self.strips, self.fill
+        )  # before the norm, which an interpolation commutes with: nothing flows back through it
         x = rearrange(self.bn0(rearrange(x, 'n 1 t m -> n m t 1')), 'n m t 1 -> n 1 t m')
         x = self.swin.patch_embed(fold(x, self.strips))
-        if self.position is not None: x = x + self.position.repeat(self.strips, 1, 1)
+        if self.position is not None:
+            x = x + self.position.repeat(self.strips, 1, 1)
         maps = unfold(self.swin.norm(self.swin.layers(x)), self.strips)
         return maps.mean((2, 3)), maps

@@ -19,60 +19,129 @@ from .backbones import CONVERTERS
 # %% ../../nbs/nn/26_mit.ipynb #cfee1feb
 class MixTransformer(PyramidVisionTransformerV2):
     "MiT (SegFormer, section 3.1); `stem_stride` 2 instead of 4 doubles height and width of all maps (DDESeg's code, reference facts, section 6)."
-    def __init__(self, *args, stem_stride: int = 4, num_heads: tuple[int, ...] = (1, 2, 5, 8), mlp_ratios: tuple[float, ...] = (4, 4, 4, 4), **kw):
+
+    def __init__(
+        self,
+        *args,
+        stem_stride: int = 4,
+        num_heads: tuple[int, ...] = (1, 2, 5, 8),
+        mlp_ratios: tuple[float, ...] = (4, 4, 4, 4),
+        **kw,
+    ):
         super().__init__(*args, num_heads=num_heads, mlp_ratios=mlp_ratios, **kw)
         check(stem_stride in (1, 2, 4), f"stem_stride is {stem_stride}; expected 1, 2 or 4.")
         self.patch_embed.proj.stride = (stem_stride, stem_stride)
-        for level in self.feature_info: level['reduction'] = level['reduction'] * stem_stride // 4
+        for level in self.feature_info:
+            level['reduction'] = level['reduction'] * stem_stride // 4
 
 # %% ../../nbs/nn/26_mit.ipynb #8bffbf0f
-_HUB = ((r'^(segformer\.)?encoder\.', ''), (r'^patch_embeddings\.(\d)\.layer_norm', r'patch_embeddings.\1.norm'), (r'\.attention\.output\.dense', '.attn.proj'),
-        (r'\.attention\.self\.query', '.attn.q'), (r'\.attention\.self\.layer_norm', '.attn.norm'), (r'\.attention\.self\.', '.attn.'),
-        (r'\.layer_norm_', '.norm'), (r'^layer_norm\.', 'norm.'), (r'\.mlp\.dense', '.mlp.fc'), (r'^classifier\.', 'head.'))
+_HUB = (
+    (r'^(segformer\.)?encoder\.', ''),
+    (r'^patch_embeddings\.(\d)\.layer_norm', r'patch_embeddings.\1.norm'),
+    (r'\.attention\.output\.dense', '.attn.proj'),
+    (r'\.attention\.self\.query', '.attn.q'),
+    (r'\.attention\.self\.layer_norm', '.attn.norm'),
+    (r'\.attention\.self\.', '.attn.'),
+    (r'\.layer_norm_', '.norm'),
+    (r'^layer_norm\.', 'norm.'),
+    (r'\.mlp\.dense', '.mlp.fc'),
+    (r'^classifier\.', 'head.'),
+)
+
 
 def _from_hub(state: dict[str, Tensor]) -> dict[str, Tensor]:
     "SegFormer's own names for those of the Hugging Face hub; keys and values become one layer again."
+
     def name(k: str) -> str:
-        for pattern, new in _HUB: k = re.sub(pattern, new, k)
-        k = re.sub(r'^(patch_embeddings|block|norm)\.(\d)', lambda m: f"{m[1].replace('embeddings', 'embed')}{int(m[2]) + 1}", k)
+        for pattern, new in _HUB:
+            k = re.sub(pattern, new, k)
+        k = re.sub(
+            r'^(patch_embeddings|block|norm)\.(\d)',
+            lambda m: f"{m[1].replace('embeddings', 'embed')}{int(m[2]) + 1}",
+            k,
+        )
         return k.replace('attn.key', 'attn.kv')
-    value = lambda k: torch.cat([state[k], state[k.replace('.key.', '.value.')]]) if '.self.key.' in k else state[k]
+
+    value = lambda k: (
+        torch.cat([state[k], state[k.replace('.key.', '.value.')]]) if '.self.key.' in k else state[k]
+    )
     return {name(k): value(k) for k in state if '.self.value.' not in k}
+
 
 def mit_state(state: dict[str, Tensor], model: torch.nn.Module | None = None) -> dict[str, Tensor]:
     "A public MiT or SegFormer state dict with timm's names, decoder left out; `model` is not read (timm passes it). Names that are already timm's stay."
     state = {k.removeprefix('backbone.'): v for k, v in state.items() if not k.startswith('decode_head.')}
-    if any('.attention.self.' in k for k in state): state = _from_hub(state)
+    if any('.attention.self.' in k for k in state):
+        state = _from_hub(state)
     return checkpoint_filter_fn(state, model)
 
 # %% ../../nbs/nn/26_mit.ipynb #6f52d019
 def _cfg(size: str) -> dict:
-    return dict(hf_hub_id=f'nvidia/mit-{size}', hf_hub_filename='pytorch_model.bin', license='other', num_classes=1000, input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=.9,
-                interpolation='bicubic', mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, first_conv='patch_embed.proj', classifier='head', fixed_input_size=False)
+    return dict(
+        hf_hub_id=f'nvidia/mit-{size}',
+        hf_hub_filename='pytorch_model.bin',
+        license='other',
+        num_classes=1000,
+        input_size=(3, 224, 224),
+        pool_size=(7, 7),
+        crop_pct=0.9,
+        interpolation='bicubic',
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        first_conv='patch_embed.proj',
+        classifier='head',
+        fixed_input_size=False,
+    )
+
 
 default_cfgs = generate_default_cfgs({f'mit_b{i}.in1k': _cfg(f'b{i}') for i in range(6)})
 CONVERTERS['mit'] = mit_state  # for `create_backbone`
 
-def _create(variant: str, pretrained: bool, options: dict, depths: tuple[int, ...], embed_dims: tuple[int, ...] = (64, 128, 320, 512)) -> MixTransformer:
+
+def _create(
+    variant: str,
+    pretrained: bool,
+    options: dict,
+    depths: tuple[int, ...],
+    embed_dims: tuple[int, ...] = (64, 128, 320, 512),
+) -> MixTransformer:
     "A MiT of SegFormer's Table 6, its numbers replaced by `options`."
     features = dict(flatten_sequential=True, out_indices=options.pop('out_indices', (0, 1, 2, 3)))
-    return build_model_with_cfg(MixTransformer, variant, pretrained, pretrained_filter_fn=mit_state, feature_cfg=features, **dict(depths=depths, embed_dims=embed_dims) | options)
+    return build_model_with_cfg(
+        MixTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=mit_state,
+        feature_cfg=features,
+        **dict(depths=depths, embed_dims=embed_dims) | options,
+    )
 
 # %% ../../nbs/nn/26_mit.ipynb #65c9c132
 @register_model
-def mit_b0(pretrained: bool = False, **kw) -> MixTransformer: return _create('mit_b0', pretrained, kw, (2, 2, 2, 2), (32, 64, 160, 256))
+def mit_b0(pretrained: bool = False, **kw) -> MixTransformer:
+    return _create('mit_b0', pretrained, kw, (2, 2, 2, 2), (32, 64, 160, 256))
+
 
 @register_model
-def mit_b1(pretrained: bool = False, **kw) -> MixTransformer: return _create('mit_b1', pretrained, kw, (2, 2, 2, 2))
+def mit_b1(pretrained: bool = False, **kw) -> MixTransformer:
+    return _create('mit_b1', pretrained, kw, (2, 2, 2, 2))
+
 
 @register_model
-def mit_b2(pretrained: bool = False, **kw) -> MixTransformer: return _create('mit_b2', pretrained, kw, (3, 4, 6, 3))
+def mit_b2(pretrained: bool = False, **kw) -> MixTransformer:
+    return _create('mit_b2', pretrained, kw, (3, 4, 6, 3))
+
 
 @register_model
-def mit_b3(pretrained: bool = False, **kw) -> MixTransformer: return _create('mit_b3', pretrained, kw, (3, 4, 18, 3))
+def mit_b3(pretrained: bool = False, **kw) -> MixTransformer:
+    return _create('mit_b3', pretrained, kw, (3, 4, 18, 3))
+
 
 @register_model
-def mit_b4(pretrained: bool = False, **kw) -> MixTransformer: return _create('mit_b4', pretrained, kw, (3, 8, 27, 3))
+def mit_b4(pretrained: bool = False, **kw) -> MixTransformer:
+    return _create('mit_b4', pretrained, kw, (3, 8, 27, 3))
+
 
 @register_model
-def mit_b5(pretrained: bool = False, **kw) -> MixTransformer: return _create('mit_b5', pretrained, kw, (3, 6, 40, 3))
+def mit_b5(pretrained: bool = False, **kw) -> MixTransformer:
+    return _create('mit_b5', pretrained, kw, (3, 6, 40, 3))

@@ -30,6 +30,7 @@ def wide(t: Tensor) -> Tensor:
     "Half precisions to float32, all others as they are: a long product of decays needs the digits."
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
+
 def discretise(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, exact: bool = False) -> tuple[Tensor, Tensor]:
     "Decay and drive of each step, both [B,L,E,N] (SelM, Eq 2): exp(dt A), and dt B x as in Mamba or, `exact`, (exp(dt A) - 1) B x / A."
     x, dt, A, B = map(wide, (x, dt, A, B))
@@ -37,13 +38,15 @@ def discretise(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, exact: bool = False)
     return z.exp(), (z.expm1() / A if exact else dt[..., None]) * x[..., None] * B[:, :, None]
 
 # %% ../../nbs/nn/50_ssm.ipynb #33bf0607
-def scan_reference(x: Tensor,  # [B,L,E]
-                   dt: Tensor,  # [B,L,E], positive
-                   A: Tensor,  # [E,N], negative
-                   B: Tensor, C: Tensor,  # [B,L,N]
-                   state: Tensor | None = None,  # [B,E,N] before the first step, zero by default
-                   exact: bool = False  # Eq 2 as printed
-                  ) -> tuple[Tensor, Tensor]:  # [B,L,E] and the last state [B,E,N], float32 or wider
+def scan_reference(
+    x: Tensor,  # [B,L,E]
+    dt: Tensor,  # [B,L,E], positive
+    A: Tensor,  # [E,N], negative
+    B: Tensor,
+    C: Tensor,  # [B,L,N]
+    state: Tensor | None = None,  # [B,E,N] before the first step, zero by default
+    exact: bool = False,  # Eq 2 as printed
+) -> tuple[Tensor, Tensor]:  # [B,L,E] and the last state [B,E,N], float32 or wider
     "The recurrence step after step (SelM, Eq 3): h = decay h + drive, y = C h."
     decay, drive = discretise(x, dt, A, B, exact)
     h, ys = torch.zeros_like(drive[:, 0]) if state is None else wide(state), []
@@ -55,9 +58,14 @@ def scan_reference(x: Tensor,  # [B,L,E]
 # %% ../../nbs/nn/50_ssm.ipynb #9df3bac7
 class Chunks:
     "The cutting of a scan with `batch` sequences, `length` steps and `width` = E N values per step into j blocks of b sequences and k chunks of s steps."
+
     def __init__(self, batch: int, length: int, width: int, device: torch.device):
-        threads = torch.get_num_threads()  # several have to meet after every operation, so each gets more of it
-        most = 2**26 if device.type != 'cpu' else 2**16 if threads == 1 else 2**17 * threads  # values in a chunk
+        threads = (
+            torch.get_num_threads()
+        )  # several have to meet after every operation, so each gets more of it
+        most = (
+            2**26 if device.type != 'cpu' else 2**16 if threads == 1 else 2**17 * threads
+        )  # values in a chunk
         rows = (2**19 if batch * length * width <= 2**19 else most) // width  # a small scan is one chunk
         pieces = lambda n, most: (k := -(-n // max(1, most)), -(-n // k))
         self.batch, self.length = batch, length
@@ -67,20 +75,27 @@ class Chunks:
 
     def cut(self, t: Tensor) -> Tensor:
         "[B,L,C] to contiguous [j,k,(b s),C]."
-        if self.j == self.k == 1: return t.reshape(1, 1, -1, t.shape[-1])
-        if self.short or self.early: t = F.pad(t, (0, 0, 0, self.early, 0, self.short))
+        if self.j == self.k == 1:
+            return t.reshape(1, 1, -1, t.shape[-1])
+        if self.short or self.early:
+            t = F.pad(t, (0, 0, 0, self.early, 0, self.short))
         return rearrange(t, '(j b) (k s) c -> j k (b s) c', j=self.j, k=self.k).contiguous()
 
     def join(self, t: Tensor) -> Tensor:
-        if self.j == self.k == 1: return t.reshape(self.batch, self.length, -1)
-        return rearrange(t, 'j k (b s) c -> (j b) (k s) c', b=self.b)[:self.batch, :self.length]
+        if self.j == self.k == 1:
+            return t.reshape(self.batch, self.length, -1)
+        return rearrange(t, 'j k (b s) c -> (j b) (k s) c', b=self.b)[: self.batch, : self.length]
 
-    def cut_state(self, h: Tensor) -> Tensor: return (F.pad(h, (0, 0, 0, 0, 0, self.short)) if self.short else h).unflatten(0, (self.j, self.b))
+    def cut_state(self, h: Tensor) -> Tensor:
+        return (F.pad(h, (0, 0, 0, 0, 0, self.short)) if self.short else h).unflatten(0, (self.j, self.b))
 
-    def join_state(self, h: Tensor) -> Tensor: return h.flatten(0, 1)[:self.batch]
+    def join_state(self, h: Tensor) -> Tensor:
+        return h.flatten(0, 1)[: self.batch]
+
 
 class Buffer:
     "Room for a chunk's values, `all` [(b s),N,E], with views of its steps [b,N,E]."
+
     def __init__(self, plan: Chunks, A: Tensor):
         self.all = A.new_empty(plan.b * plan.s, *A.shape)
         steps = self.all.unflatten(0, (plan.b, plan.s))
@@ -91,14 +106,22 @@ def advance(dt: Tensor, v: Tensor, A: Tensor, B: Tensor, h: Tensor, a: Buffer, u
     "One chunk from the state h [b,N,E]: dt, v = dt x [(b s),1,E], B [(b s),N,1], A [N,E]; decays into a, states into u; the last state, a view of u."
     torch.mul(dt, A, out=a.all).exp_()
     torch.mul(v, B, out=u.all)
-    for a_t, u_t in zip(a.steps, u.steps): h = u_t.addcmul_(a_t, h)
+    for a_t, u_t in zip(a.steps, u.steps):
+        h = u_t.addcmul_(a_t, h)
     return h
 
-def forward_chunks(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor, Chunks]:
+
+def forward_chunks(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Chunks]:
     "Output [B,L,E], last state [B,N,E], the states at the chunks' starts [j,k,b,N,E] and the cutting of the scan from h [B,N,E] with A [N,E]."
     plan = Chunks(*x.shape[:2], A.numel(), x.device)
     v, dt, B, C = map(plan.cut, (dt * x, dt, B, C))
-    y, starts, last = torch.empty_like(v), v.new_empty(plan.j, plan.k, plan.b, *A.shape), torch.empty_like(h := plan.cut_state(h))
+    y, starts, last = (
+        torch.empty_like(v),
+        v.new_empty(plan.j, plan.k, plan.b, *A.shape),
+        torch.empty_like(h := plan.cut_state(h)),
+    )
     a, u = (Buffer(plan, A) for _ in range(2))
     columns = dt.unsqueeze(3), v.unsqueeze(3), B.unsqueeze(4), C.unsqueeze(3), y.unsqueeze(3), starts
     for j, g in enumerate(h):
@@ -109,14 +132,30 @@ def forward_chunks(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Te
     return plan.join(y), plan.join_state(last), starts, plan
 
 # %% ../../nbs/nn/50_ssm.ipynb #b3405352
-def backward_chunk(dt: Tensor, v: Tensor, A: Tensor, B: Tensor, C: Tensor, gy: Tensor, h: Tensor, g: Tensor,
-                   gv: Tensor, gdt: Tensor, gB: Tensor, gC: Tensor, a: Buffer, u: Buffer, w: Buffer) -> Tensor:
+def backward_chunk(
+    dt: Tensor,
+    v: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    gy: Tensor,
+    h: Tensor,
+    g: Tensor,
+    gv: Tensor,
+    gdt: Tensor,
+    gB: Tensor,
+    gC: Tensor,
+    a: Buffer,
+    u: Buffer,
+    w: Buffer,
+) -> Tensor:
     "One chunk in reverse from the state h before it and the gradient g [b,N,E] behind it: writes gv, gdt, gB, gC, leaves in g the gradient of h, returns A's."
     advance(dt, v, A, B, h, a, u)
     torch.bmm(gy, u.all.mT, out=gC)
     torch.mul(gy, C, out=w.all)
     last = g
-    for a_t, w_t in zip(reversed(a.steps), reversed(w.steps)): last = a_t.mul_(w_t.add_(last))
+    for a_t, w_t in zip(reversed(a.steps), reversed(w.steps)):
+        last = a_t.mul_(w_t.add_(last))
     g.copy_(last)
     torch.bmm(B.mT, w.all, out=gv)
     torch.bmm(v, w.all.mT, out=gB)
@@ -126,8 +165,10 @@ def backward_chunk(dt: Tensor, v: Tensor, A: Tensor, B: Tensor, C: Tensor, gy: T
     torch.sum(a.all.mul_(A), 1, out=gdt)
     return gA
 
+
 class ChunkedScan(torch.autograd.Function):
     "`forward_chunks` with its gradients; keeps the inputs and one state per chunk."
+
     @staticmethod
     def forward(ctx, x, dt, A, B, C, h):
         y, last, starts, ctx.plan = forward_chunks(x, dt, A, B, C, h)
@@ -139,9 +180,26 @@ class ChunkedScan(torch.autograd.Function):
     def backward(ctx, gy, g):
         (x, dt, A, B, C, starts), plan = ctx.saved_tensors, ctx.plan
         v, dts, Bs, Cs, gy, g = *map(plan.cut, (dt * x, dt, B, C, gy)), plan.cut_state(g).clone()
-        gv, gdt, gB, gC, gA = torch.empty_like(v), torch.empty_like(v), torch.empty_like(Bs), torch.empty_like(Cs), torch.zeros_like(A)
+        gv, gdt, gB, gC, gA = (
+            torch.empty_like(v),
+            torch.empty_like(v),
+            torch.empty_like(Bs),
+            torch.empty_like(Cs),
+            torch.zeros_like(A),
+        )
         buffers = [Buffer(plan, A) for _ in range(3)]
-        columns = dts.unsqueeze(3), v.unsqueeze(3), Bs.unsqueeze(4), Cs.unsqueeze(4), gy.unsqueeze(3), starts, gv.unsqueeze(3), gdt, gB.unsqueeze(3), gC.unsqueeze(3)
+        columns = (
+            dts.unsqueeze(3),
+            v.unsqueeze(3),
+            Bs.unsqueeze(4),
+            Cs.unsqueeze(4),
+            gy.unsqueeze(3),
+            starts,
+            gv.unsqueeze(3),
+            gdt,
+            gB.unsqueeze(3),
+            gC.unsqueeze(3),
+        )
         for j, g_j in enumerate(g):
             for dt_k, v_k, B_k, C_k, gy_k, h, *grads in reversed(list(zip(*(t[j] for t in columns)))):
                 gA += backward_chunk(dt_k, v_k, A, B_k, C_k, gy_k, h, g_j, *grads, *buffers)
@@ -149,10 +207,16 @@ class ChunkedScan(torch.autograd.Function):
         return gv * dt, torch.addcmul(gdt, gv, x), gA, gB, gC, plan.join_state(g)
 
 # %% ../../nbs/nn/50_ssm.ipynb #f5e6a46c
-def scan_chunked(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def scan_chunked(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     "`scan_reference` chunk by chunk: same arguments, same result; once differentiable."
     x, dt, A, B, C = map(wide, (x, dt, A, B, C))
-    h = x.new_zeros(len(x), A.shape[1], A.shape[0]) if state is None else rearrange(wide(state), 'b e n -> b n e')
+    h = (
+        x.new_zeros(len(x), A.shape[1], A.shape[0])
+        if state is None
+        else rearrange(wide(state), 'b e n -> b n e')
+    )
     y, last = ChunkedScan.apply(x, dt, A.T.contiguous(), B, C, h)
     return y, rearrange(last, 'b n e -> b e n')
 
@@ -160,42 +224,68 @@ def scan_chunked(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: 
 TIERS = ('reference', 'chunked', 'mamba_ssm')
 _forced: ContextVar[str | None] = ContextVar('scan tier', default=None)
 
+
 @lru_cache(maxsize=None)
 def fused_kernel() -> tuple[Callable | None, str]:
     "mamba_ssm's `selective_scan_fn`, or None and the reason."
-    try: from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-    except Exception as e: return None, f'{type(e).__name__}: {e}'  # a build for another torch fails in many ways
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except Exception as e:
+        return None, f'{type(e).__name__}: {e}'  # a build for another torch fails in many ways
     return selective_scan_fn, ''
+
 
 @lru_cache(maxsize=None)
 def _say_fallback() -> None:
-    warnings.warn(f"mamba_ssm's kernel is not used on this GPU ({fused_kernel()[1]}); the scan runs in PyTorch chunks.", stacklevel=3)
+    warnings.warn(
+        f"mamba_ssm's kernel is not used on this GPU ({fused_kernel()[1]}); the scan runs in PyTorch chunks.",
+        stacklevel=3,
+    )
+
 
 def scan_backend(device: torch.device | str, backend: str | None = None) -> str:
     "The tier that a scan on `device` takes: `backend` if given, else what `use_scan` says, else the fused kernel on CUDA where it imports, else 'chunked'. `InputError` for a tier that does not exist or is not installed."
     asked = backend or _forced.get()
-    if asked and asked not in TIERS: raise unknown('scan', asked, TIERS)
-    if asked == 'mamba_ssm': check(fused_kernel()[0] is not None, f"scan 'mamba_ssm' was asked for but cannot be imported ({fused_kernel()[1]}); install the [cuda] extra.")
-    if asked: return asked
-    if torch.device(device).type != 'cuda': return 'chunked'
-    if fused_kernel()[0] is not None: return 'mamba_ssm'
+    if asked and asked not in TIERS:
+        raise unknown('scan', asked, TIERS)
+    if asked == 'mamba_ssm':
+        check(
+            fused_kernel()[0] is not None,
+            f"scan 'mamba_ssm' was asked for but cannot be imported ({fused_kernel()[1]}); install the [cuda] extra.",
+        )
+    if asked:
+        return asked
+    if torch.device(device).type != 'cuda':
+        return 'chunked'
+    if fused_kernel()[0] is not None:
+        return 'mamba_ssm'
     _say_fallback()
     return 'chunked'
 
-FACTS['scan'] = lambda: scan_backend('cuda' if torch.cuda.is_available() else 'cpu')  # recorded with every run
+
+FACTS['scan'] = lambda: scan_backend(
+    'cuda' if torch.cuda.is_available() else 'cpu'
+)  # recorded with every run
+
 
 @contextmanager
 def use_scan(backend: str | None) -> Iterator[None]:
     "All scans inside take this tier (None: the default), unless a block names its own."
-    if backend is not None: scan_backend('cpu', backend)
+    if backend is not None:
+        scan_backend('cpu', backend)
     token = _forced.set(backend)
-    try: yield
-    finally: _forced.reset(token)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
 
 # %% ../../nbs/nn/50_ssm.ipynb #b76024fb
-def scan_fused(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def scan_fused(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     "`scan_reference` by mamba_ssm's kernel (time last). The kernel starts from zero and gives its last state no gradient: a scan with a `state` goes through `scan_chunked`."
-    if state is not None: return scan_chunked(x, dt, A, B, C, state)
+    if state is not None:
+        return scan_chunked(x, dt, A, B, C, state)
     x, dt, A, B, C = map(wide, (x, dt, A, B, C))
     x, dt, B, C = (rearrange(t, 'b l c -> b c l').contiguous() for t in (x, dt, B, C))
     y, last = fused_kernel()[0](x, dt, A.contiguous(), B, C, return_last_state=True)
@@ -206,51 +296,79 @@ def scan_macs(batch: int, length: int, d_inner: int, d_state: int = 16) -> int:
     "Multiply-adds of a selective scan: 3 B L E N; exponentials, projections, skip and gate not included."
     return 3 * batch * length * d_inner * d_state
 
+
 _scans = dict(reference=scan_reference, chunked=scan_chunked, mamba_ssm=scan_fused)
 
+
 @torch.library.custom_op('avsrepro::selective_scan', mutates_args=())
-def scan_operator(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Optional[Tensor], tier: str) -> tuple[Tensor, Tensor]:
+def scan_operator(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Optional[Tensor], tier: str
+) -> tuple[Tensor, Tensor]:
     "A scan without gradients as one operator."
     return tuple(t.contiguous() for t in _scans[tier](x, dt, A, B, C, state))
+
 
 @scan_operator.register_fake
 def _(x, dt, A, B, C, state, tier):  # shapes alone, for counting without computing
     return x.new_empty(x.shape, dtype=torch.float32), x.new_empty(x.shape[0], *A.shape, dtype=torch.float32)
 
-if torch.ops.avsrepro.selective_scan not in flop_registry:
-    @register_flop_formula(torch.ops.avsrepro.selective_scan)
-    def _(x, dt, A, *args, out_shape=None, **kwargs) -> int: return 2 * scan_macs(*x, A[1])
 
-def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None, backend: str | None = None) -> tuple[Tensor, Tensor]:
+if torch.ops.avsrepro.selective_scan not in flop_registry:
+
+    @register_flop_formula(torch.ops.avsrepro.selective_scan)
+    def _(x, dt, A, *args, out_shape=None, **kwargs) -> int:
+        return 2 * scan_macs(*x, A[1])
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
     "y [B,L,E] and the last state [B,E,N] of a selective scan (arguments as in `scan_reference`) by the tier that `scan_backend` names. float32 inside and out."
     tier = scan_backend(x.device, backend)
-    if not torch.is_grad_enabled(): return scan_operator(x, dt, A, B, C, state, tier)
+    if not torch.is_grad_enabled():
+        return scan_operator(x, dt, A, B, C, state, tier)
     return _scans[tier](x, dt, A, B, C, state)
 
 # %% ../../nbs/nn/50_ssm.ipynb #cf903a47
 class Mamba(nn.Module):
     "Mamba block, [B,L,D] to [B,L,D]; parameters as in `mamba_ssm.Mamba`. `backend` fixes the scan's tier; `ran` names the one that ran last."
-    def __init__(self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, backend: str | None = None):
+
+    def __init__(
+        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, backend: str | None = None
+    ):
         super().__init__()
-        check(min(d_model, d_state, d_conv, expand) > 0, f"a Mamba block of {d_model} channels, state {d_state}, convolution {d_conv}, expansion {expand}; expected positive numbers.")
-        if backend is not None: scan_backend('cpu', backend)
+        check(
+            min(d_model, d_state, d_conv, expand) > 0,
+            f"a Mamba block of {d_model} channels, state {d_state}, convolution {d_conv}, expansion {expand}; expected positive numbers.",
+        )
+        if backend is not None:
+            scan_backend('cpu', backend)
         self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, expand * d_model
         self.dt_rank, self.backend, self.ran = math.ceil(d_model / 16), backend, None
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
-        self.A_log, self.D = nn.Parameter(torch.empty(self.d_inner, d_state)), nn.Parameter(torch.ones(self.d_inner))
+        self.A_log, self.D = (
+            nn.Parameter(torch.empty(self.d_inner, d_state)),
+            nn.Parameter(torch.ones(self.d_inner)),
+        )
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
         self.reset_scan()
 
     def reset_scan(self) -> None:
         "Mamba's initial A, D and step (its section 3.6); the other maps start as PyTorch's."
-        dt = torch.empty(self.d_inner).uniform_(math.log(.001), math.log(.1)).exp().clamp(min=1e-4)
+        dt = torch.empty(self.d_inner).uniform_(math.log(0.001), math.log(0.1)).exp().clamp(min=1e-4)
         with torch.no_grad():
-            self.A_log.copy_(repeat(torch.arange(1., self.d_state + 1).log(), 'n -> e n', e=self.d_inner))
+            self.A_log.copy_(repeat(torch.arange(1.0, self.d_state + 1).log(), 'n -> e n', e=self.d_inner))
             self.D.fill_(1)
-            self.dt_proj.weight.uniform_(-self.dt_rank**-.5, self.dt_rank**-.5)
+            self.dt_proj.weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
             self.dt_proj.bias.copy_(dt + (-(-dt).expm1()).log())  # softplus of this is dt
 
     def scan(self, u: Tensor, z: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -263,12 +381,14 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, -1)
-        u = self.conv1d(rearrange(u, 'b l e -> b e l'))[..., :x.shape[1]]
+        u = self.conv1d(rearrange(u, 'b l e -> b e l'))[..., : x.shape[1]]
         return self.scan(F.silu(rearrange(u, 'b e l -> b l e')), z)[0]
 
     def initial(self, batch: int) -> tuple[Tensor, Tensor]:
         "The memory before the first step: the convolution's window [B,E,d_conv] and the state [B,E,N]."
-        return self.D.new_zeros(batch, self.d_inner, self.d_conv), wide(self.D).new_zeros(batch, self.d_inner, self.d_state)
+        return self.D.new_zeros(batch, self.d_inner, self.d_conv), wide(self.D).new_zeros(
+            batch, self.d_inner, self.d_state
+        )
 
     def step(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         "One step of the recurrence: x [B,D] and the memory so far to the output [B,D] and the new memory."

@@ -22,9 +22,11 @@ from .published import published_value
 # %% ../../nbs/papers/15_claims.ipynb #5cd167db
 KINDS = ('difference', 'interaction', 'bound')
 
+
 @dataclass(frozen=True)
 class Claim:
     "One sentence of a paper that its numbers should bear out."
+
     paper: str
     id: str
     text: str  # in our words
@@ -35,257 +37,1063 @@ class Claim:
     better: str  # row, as printed
     worse: str
     kind: str = 'difference'
-    against: tuple[str, str, str]|None = None  # interaction: setting, better and worse row of the difference that is subtracted
-    bound: float|None = None
+    against: tuple[str, str, str] | None = (
+        None  # interaction: setting, better and worse row of the difference that is subtracted
+    )
+    bound: float | None = None
     ours_in: str = ''  # setting of our results where the paper states none
     ours_metric: str = ''  # metric of our results where the printed one means nothing on another machine
     ours_table: str = ''  # page of our results, where one page holds several published tables
-    printed_in: tuple[tuple[str, str], ...] = ()  # (row, its published table) of rows that are not printed in `table`; our page has them
-    stated: float|None = None  # effect that the text states where no table prints the two rows
+    printed_in: tuple[
+        tuple[str, str], ...
+    ] = ()  # (row, its published table) of rows that are not printed in `table`; our page has them
+    stated: float | None = None  # effect that the text states where no table prints the two rows
 
     @property
-    def page(self) -> str: return self.ours_table or self.table
+    def page(self) -> str:
+        return self.ours_table or self.table
 
     def __post_init__(self):
-        if self.kind not in KINDS: raise unknown('kind of claim', self.kind, KINDS)
-        check((self.against is not None) == (self.kind == 'interaction'), f"claim '{self.id}': an interaction, and nothing else, has a second difference in `against`.")
-        check((self.bound is not None) == (self.kind == 'bound'), f"claim '{self.id}': a bound, and nothing else, has a number in `bound`.")
+        if self.kind not in KINDS:
+            raise unknown('kind of claim', self.kind, KINDS)
+        check(
+            (self.against is not None) == (self.kind == 'interaction'),
+            f"claim '{self.id}': an interaction, and nothing else, has a second difference in `against`.",
+        )
+        check(
+            (self.bound is not None) == (self.kind == 'bound'),
+            f"claim '{self.id}': a bound, and nothing else, has a number in `bound`.",
+        )
 
 # %% ../../nbs/papers/15_claims.ipynb #2a843b98
-def gaps(claim:Claim) -> list[tuple[int, str, str, str]]:
+def gaps(claim: Claim) -> list[tuple[int, str, str, str]]:
     "The effect as a sum of differences: (sign, setting, better row, worse row)."
-    return [(1, claim.setting, claim.better, claim.worse)] + ([(-1, *claim.against)] if claim.against is not None else [])
+    return [(1, claim.setting, claim.better, claim.worse)] + (
+        [(-1, *claim.against)] if claim.against is not None else []
+    )
 
-def published_effect(claim:Claim) -> float:
+
+def published_effect(claim: Claim) -> float:
     "The effect in the published table, in the metric's unit (scores: points of 100)."
-    if claim.stated is not None: return claim.stated
-    value = lambda row, setting: published_value(dict(claim.printed_in).get(row, claim.table), row, setting, claim.metric)
-    return round(sum(sign*(value(better, setting) - value(worse, setting)) for sign, setting, better, worse in gaps(claim)), 6)
+    if claim.stated is not None:
+        return claim.stated
+    value = lambda row, setting: published_value(
+        dict(claim.printed_in).get(row, claim.table), row, setting, claim.metric
+    )
+    return round(
+        sum(
+            sign * (value(better, setting) - value(worse, setting))
+            for sign, setting, better, worse in gaps(claim)
+        ),
+        6,
+    )
 
 # %% ../../nbs/papers/15_claims.ipynb #090c2a07
-def _pair(id:str, text:str, where:str, table:str, better:str, worse:str, more:str='') -> list[Claim]:
+def _pair(id: str, text: str, where: str, table: str, better: str, worse: str, more: str = '') -> list[Claim]:
     "A claim on S4, on MS3, and with `more` (a sentence) the interaction."
-    make = lambda tail, t, setting, **kw: Claim('sdavs', f'{id}-{tail}', t, where, table, setting, 'J&F', better, worse, **kw)
+    make = lambda tail, t, setting, **kw: Claim(
+        'sdavs', f'{id}-{tail}', t, where, table, setting, 'J&F', better, worse, **kw
+    )
     out = [make(s, text.format(s.upper()), s) for s in ('s4', 'ms3')]
-    return out + ([make('more', more, 'ms3', kind='interaction', against=('s4', better, worse))] if more else [])
+    return out + (
+        [make('more', more, 'ms3', kind='interaction', against=('s4', better, worse))] if more else []
+    )
+
 
 FULL, SWIN, PVT = 'SDAVS(Ours)', 'SDAVS(Ours) (Swin-base)', 'SDAVS(Ours) (PVT-v2)'
 
 MODULE_CLAIMS = [
-    *_pair('swin', 'The Swin backbone is better than PVT-v2 on {}.', 'Section IV-B, Table I', 'sdavs_tab01', SWIN, PVT),
-    Claim('sdavs', 'swin-avss', 'The Swin backbone is better than PVT-v2 on AVSS.', 'Section IV-B, Table II', 'sdavs_tab02', 'avss', 'J&F', SWIN, PVT),
-    *_pair('snrp', 'SNRP helps on {}.', 'Section IV-C, Table III', 'sdavs_tab03', FULL, 'w/o SNRP', 'SNRP helps more on MS3 than on S4.'),
-    *_pair('damf', 'DAMF helps on {}.', 'Section IV-C, Table III', 'sdavs_tab03', FULL, 'w/o DAMF', 'DAMF helps more on MS3 than on S4.'),
-    *_pair('damf-over-snrp', 'DAMF helps more than SNRP on {}.', 'Section IV-C, Table III', 'sdavs_tab03', 'w/o SNRP', 'w/o DAMF'),
-    *_pair('cfs', 'The channel selector helps on {}.', 'Section IV-C, Table IV', 'sdavs_tab04', FULL, 'w/o CFS', 'The channel selector helps more on MS3 than on S4.'),
-    *_pair('sfs', 'The spatial selector helps on {}.', 'Section IV-C, Table IV', 'sdavs_tab04', FULL, 'w/o SFS', 'The spatial selector helps more on MS3 than on S4.'),
-    *_pair('pre', 'SNRP before fusion is better than after it on {}.', 'Section IV-C, Table V', 'sdavs_tab05', 'Pre', 'After'),
-    *_pair('both-over-a2v', 'Both directions are better than audio to video alone on {}.', 'Section IV-C, Table VI', 'sdavs_tab06', FULL, 'only A→V', 'The second direction (video to audio) helps more on MS3 than on S4.'),
-    *_pair('both-over-v2a', 'Both directions are better than video to audio alone on {}.', 'Section IV-C, Table VI', 'sdavs_tab06', FULL, 'only V→A', 'The second direction (audio to video) helps more on MS3 than on S4.'),
-    *_pair('stc', 'STC helps on {}.', 'Section IV-C, Table VI', 'sdavs_tab06', FULL, 'w/o STC', 'STC helps more on MS3 than on S4.'),
-    *_pair('mult-over-add', 'Multiplication is better than addition on {}.', 'Section IV-C, Table VIII', 'sdavs_tab08', '⊙', 'add'),
-    *_pair('add-over-straight', 'Addition is better than a straight connection on {}.', 'Section IV-C, Table VIII', 'sdavs_tab08', 'add', 'straight')]
+    *_pair(
+        'swin',
+        'The Swin backbone is better than PVT-v2 on {}.',
+        'Section IV-B, Table I',
+        'sdavs_tab01',
+        SWIN,
+        PVT,
+    ),
+    Claim(
+        'sdavs',
+        'swin-avss',
+        'The Swin backbone is better than PVT-v2 on AVSS.',
+        'Section IV-B, Table II',
+        'sdavs_tab02',
+        'avss',
+        'J&F',
+        SWIN,
+        PVT,
+    ),
+    *_pair(
+        'snrp',
+        'SNRP helps on {}.',
+        'Section IV-C, Table III',
+        'sdavs_tab03',
+        FULL,
+        'w/o SNRP',
+        'SNRP helps more on MS3 than on S4.',
+    ),
+    *_pair(
+        'damf',
+        'DAMF helps on {}.',
+        'Section IV-C, Table III',
+        'sdavs_tab03',
+        FULL,
+        'w/o DAMF',
+        'DAMF helps more on MS3 than on S4.',
+    ),
+    *_pair(
+        'damf-over-snrp',
+        'DAMF helps more than SNRP on {}.',
+        'Section IV-C, Table III',
+        'sdavs_tab03',
+        'w/o SNRP',
+        'w/o DAMF',
+    ),
+    *_pair(
+        'cfs',
+        'The channel selector helps on {}.',
+        'Section IV-C, Table IV',
+        'sdavs_tab04',
+        FULL,
+        'w/o CFS',
+        'The channel selector helps more on MS3 than on S4.',
+    ),
+    *_pair(
+        'sfs',
+        'The spatial selector helps on {}.',
+        'Section IV-C, Table IV',
+        'sdavs_tab04',
+        FULL,
+        'w/o SFS',
+        'The spatial selector helps more on MS3 than on S4.',
+    ),
+    *_pair(
+        'pre',
+        'SNRP before fusion is better than after it on {}.',
+        'Section IV-C, Table V',
+        'sdavs_tab05',
+        'Pre',
+        'After',
+    ),
+    *_pair(
+        'both-over-a2v',
+        'Both directions are better than audio to video alone on {}.',
+        'Section IV-C, Table VI',
+        'sdavs_tab06',
+        FULL,
+        'only A→V',
+        'The second direction (video to audio) helps more on MS3 than on S4.',
+    ),
+    *_pair(
+        'both-over-v2a',
+        'Both directions are better than video to audio alone on {}.',
+        'Section IV-C, Table VI',
+        'sdavs_tab06',
+        FULL,
+        'only V→A',
+        'The second direction (audio to video) helps more on MS3 than on S4.',
+    ),
+    *_pair(
+        'stc',
+        'STC helps on {}.',
+        'Section IV-C, Table VI',
+        'sdavs_tab06',
+        FULL,
+        'w/o STC',
+        'STC helps more on MS3 than on S4.',
+    ),
+    *_pair(
+        'mult-over-add',
+        'Multiplication is better than addition on {}.',
+        'Section IV-C, Table VIII',
+        'sdavs_tab08',
+        '⊙',
+        'add',
+    ),
+    *_pair(
+        'add-over-straight',
+        'Addition is better than a straight connection on {}.',
+        'Section IV-C, Table VIII',
+        'sdavs_tab08',
+        'add',
+        'straight',
+    ),
+]
 
 # %% ../../nbs/papers/15_claims.ipynb #e36a9bd9
-def _noise(id:str, condition:str) -> list[Claim]:
+def _noise(id: str, condition: str) -> list[Claim]:
     "The loss under a noise is small with SNRP, and smaller than without."
     row = lambda model, c: f'{model}, {c}'
-    common = dict(paper='sdavs', where='Section IV-D, Table IX', table='sdavs_tab09', setting='ms3', metric='J&F')
+    common = dict(
+        paper='sdavs', where='Section IV-D, Table IX', table='sdavs_tab09', setting='ms3', metric='J&F'
+    )
     ours = row('Ours', 'Original Audio'), row('Ours', condition)
-    return [Claim(id=f'noise-{id}', text=f'With SNRP, {condition.lower()} costs less than 0.5 J&F.', better=ours[0], worse=ours[1], kind='bound', bound=.5, **common),
-            Claim(id=f'noise-{id}-less', text=f'Without SNRP, {condition.lower()} costs more than with it.', better=row('w/o SNRP', 'Original Audio'),
-                  worse=row('w/o SNRP', condition), kind='interaction', against=('ms3', *ours), **common)]
+    return [
+        Claim(
+            id=f'noise-{id}',
+            text=f'With SNRP, {condition.lower()} costs less than 0.5 J&F.',
+            better=ours[0],
+            worse=ours[1],
+            kind='bound',
+            bound=0.5,
+            **common,
+        ),
+        Claim(
+            id=f'noise-{id}-less',
+            text=f'Without SNRP, {condition.lower()} costs more than with it.',
+            better=row('w/o SNRP', 'Original Audio'),
+            worse=row('w/o SNRP', condition),
+            kind='interaction',
+            against=('ms3', *ours),
+            **common,
+        ),
+    ]
 
-def _one(id:str, text:str, where:str, table:str, setting:str, metric:str, better:str, worse:str, **kw) -> Claim:
+
+def _one(
+    id: str, text: str, where: str, table: str, setting: str, metric: str, better: str, worse: str, **kw
+) -> Claim:
     return Claim('sdavs', id, text, where, f'sdavs_{table}', setting, metric, better, worse, **kw)
 
+
 OTHER_CLAIMS = [
-    *[_one(f'consistency-{m.lower()}', f'DAMF {verb} {m} between audio and visual features.', 'Section IV-C, Table VII', 'tab07', 'unstated', m, 'After DAMF', 'before DAMF', ours_in='ms3')
-      for m, verb in (('CKA', 'raises'), ('KL', 'lowers'), ('JS', 'lowers'))],
-    *_noise('brown', 'Brownian Noise'), *_noise('train', 'Moving Train'),
-    *[_one(f'stc-{id}', text, 'Section IV-F, Table X', 'tab10', '', m, 'Ours', 'w/o STC', ours_metric=ours)
-      for id, m, ours, text in (('flops', 'flops_g', '', 'STC saves computation.'), ('fps', 'fps', 'relative_speed', 'STC makes inference faster.'))],
-    *[_one(f'avis-{m.lower()}', f'Without training on AVIS, {m} is above that of other methods for AVS.', 'Section IV-G, Table XI', 'tab11', 'avis', m, 'Ours', 'COMBO [40]') for m in ('FSLA', 'HOTA', 'mAP')],
-    *[_one(f'{s}-{m.lower()}', f'{m} on {s.upper()} is {word} than that of CAVP.', 'Section IV-G, Table XII', 'tab12', s, m, 'Ours', 'CAVP [49]')
-      for s in ('vpo-ss', 'vpo-ms', 'vpo-msmi') for m, word in (('mIoU', 'higher'), ('F', 'higher'), ('FDR', 'lower'))]]
+    *[
+        _one(
+            f'consistency-{m.lower()}',
+            f'DAMF {verb} {m} between audio and visual features.',
+            'Section IV-C, Table VII',
+            'tab07',
+            'unstated',
+            m,
+            'After DAMF',
+            'before DAMF',
+            ours_in='ms3',
+        )
+        for m, verb in (('CKA', 'raises'), ('KL', 'lowers'), ('JS', 'lowers'))
+    ],
+    *_noise('brown', 'Brownian Noise'),
+    *_noise('train', 'Moving Train'),
+    *[
+        _one(f'stc-{id}', text, 'Section IV-F, Table X', 'tab10', '', m, 'Ours', 'w/o STC', ours_metric=ours)
+        for id, m, ours, text in (
+            ('flops', 'flops_g', '', 'STC saves computation.'),
+            ('fps', 'fps', 'relative_speed', 'STC makes inference faster.'),
+        )
+    ],
+    *[
+        _one(
+            f'avis-{m.lower()}',
+            f'Without training on AVIS, {m} is above that of other methods for AVS.',
+            'Section IV-G, Table XI',
+            'tab11',
+            'avis',
+            m,
+            'Ours',
+            'COMBO [40]',
+        )
+        for m in ('FSLA', 'HOTA', 'mAP')
+    ],
+    *[
+        _one(
+            f'{s}-{m.lower()}',
+            f'{m} on {s.upper()} is {word} than that of CAVP.',
+            'Section IV-G, Table XII',
+            'tab12',
+            s,
+            m,
+            'Ours',
+            'CAVP [49]',
+        )
+        for s in ('vpo-ss', 'vpo-ms', 'vpo-msmi')
+        for m, word in (('mIoU', 'higher'), ('F', 'higher'), ('FDR', 'lower'))
+    ],
+]
 
 BASE, OURS, FORMER = 'AVSBench [53]', 'AVSBench + Ours', ('AVSegFormer [12]', 'AVSegFormer + Ours')
 
-def _robust(id:str, text:str, where:str, table:str, metric:str, better:str, worse:str, settings:tuple[str, ...]=('s4', 'ms3'), **kw) -> list[Claim]:
+
+def _robust(
+    id: str,
+    text: str,
+    where: str,
+    table: str,
+    metric: str,
+    better: str,
+    worse: str,
+    settings: tuple[str, ...] = ('s4', 'ms3'),
+    **kw,
+) -> list[Claim]:
     "A claim of AVSBench-Robust in each setting; `{}` in `text` is its name."
-    return [Claim('robust', f'{id}-{s}', text.format(s.upper()), where, f'robust_{table}', s, metric, better, worse, **kw) for s in settings]
+    return [
+        Claim(
+            'robust',
+            f'{id}-{s}',
+            text.format(s.upper()),
+            where,
+            f'robust_{table}',
+            s,
+            metric,
+            better,
+            worse,
+            **kw,
+        )
+        for s in settings
+    ]
+
 
 ROBUST_CLAIMS = [
-    *[c for model, (plain, ours) in dict(tpavi=(BASE, OURS), avsegformer=FORMER).items() for name in ['TPAVI' if model == 'tpavi' else 'AVSegFormer'] for c in (
-        *_robust(f'{model}-fpr', f'Negatives and guidance lower what {name} marks under wrong sounds on {{}}.', 'Section 5.2, Table 2', 'tab02', 'G-FPR', ours, plain),
-        *_robust(f'{model}-gmiou', f'Negatives and guidance raise the G-mIoU of {name} on {{}}.', 'Section 5.2, Table 2', 'tab02', 'G-mIoU', ours, plain),
-        *_robust(f'{model}-gf', f'Negatives and guidance raise the G-F of {name} on {{}}.', 'Section 5.2, Table 2', 'tab02', 'G-F', ours, plain),
-        *_robust(f'{model}-kept', f'They cost {name} less than 3 points of mIoU under the true sound on {{}}.', 'Section 5.2, Table 2 ("comparable")', 'tab02', 'positive mIoU', plain, ours, kind='bound', bound=3.))],
-    *_robust('tenth', 'A tenth of negatives raises G-mIoU on {}.', 'Section 5.3, Table 3', 'tab03', 'G-mIoU', 'Ours, 90% positive, 10% negative', 'Baseline, 100% positive, 0% negative'),
-    *_robust('tenth-fpr', 'A tenth of negatives lowers G-FPR on {}.', 'Section 5.3, Table 3', 'tab03', 'G-FPR', 'Ours, 90% positive, 10% negative', 'Baseline, 100% positive, 0% negative'),
-    *[c for s, b in (('s4', .3), ('ms3', 2.5)) for c in _robust('fifth', f'A fifth of negatives gains less than {b} points of G-mIoU over a tenth on {{}}.', 'Section 5.3, Table 3', 'tab03', 'G-mIoU', 'Ours, 80% positive, 20% negative', 'Ours, 90% positive, 10% negative', (s,), kind='bound', bound=b)],
-    *_robust('negatives-alone', 'Negatives without guidance do not raise G-mIoU on {}.', 'Section 5.4, Table 4', 'tab04', 'G-mIoU', 'negative samples, no L_BCE', 'no negative samples, no L_BCE', kind='bound', bound=0., ours_table='robust_tab09'),
-    *_robust('negatives-alone-gf', 'Negatives without guidance lower G-F on {}.', 'Section 5.4, Table 4', 'tab04', 'G-F', 'negative samples, no L_BCE', 'no negative samples, no L_BCE', ('ms3',), ours_table='robust_tab09'),
-    *_robust('guidance', 'On top of negatives, guidance raises G-mIoU on {}.', 'Section 5.4, Table 4', 'tab04', 'G-mIoU', 'negative samples, L_BCE', 'negative samples, no L_BCE', ours_table='robust_tab09'),
-    *_robust('guidance-fpr', 'On top of negatives, guidance lowers G-FPR on {}.', 'Section 5.4, Table 4', 'tab04', 'G-FPR', 'negative samples, L_BCE', 'negative samples, no L_BCE', ours_table='robust_tab09'),
-    *[c for n in ('Tuning Fork', 'Rooster', 'Sheep', 'Thunder') for t, s in (('tab05', 's4'), ('tab06', 'ms3'))
-      for c in _robust(f'unseen-{n.split()[-1].lower()}', f'Under the unseen sound {n.lower()}, negatives and guidance lower FPR on {{}}.', f'Supplement A.1, Table {t[-1]}', t, f'{n} FPR', OURS, 'AVSBench', (s,), ours_table='robust_tab05')],
-    *[c for other in ('Euclidean', 'Concat') for c in _robust(f'cosine-{other.lower()}', f'Cosine similarity gives a higher G-mIoU than {"a classifier on both vectors" if other == "Concat" else "Euclidean distance"} on {{}}.',
-      'Supplement A.3, Table 7', 'tab07', 'G-mIoU', 'cosine', other)],
-    *_robust('lambda', 'The weight 0.8 gives a higher G-mIoU than the default 1 on {}.', 'Supplement, Table 8', 'tab08', 'G-mIoU', 'λ = 0.8', 'λ = 1.0')]
+    *[
+        c
+        for model, (plain, ours) in dict(tpavi=(BASE, OURS), avsegformer=FORMER).items()
+        for name in ['TPAVI' if model == 'tpavi' else 'AVSegFormer']
+        for c in (
+            *_robust(
+                f'{model}-fpr',
+                f'Negatives and guidance lower what {name} marks under wrong sounds on {{}}.',
+                'Section 5.2, Table 2',
+                'tab02',
+                'G-FPR',
+                ours,
+                plain,
+            ),
+            *_robust(
+                f'{model}-gmiou',
+                f'Negatives and guidance raise the G-mIoU of {name} on {{}}.',
+                'Section 5.2, Table 2',
+                'tab02',
+                'G-mIoU',
+                ours,
+                plain,
+            ),
+            *_robust(
+                f'{model}-gf',
+                f'Negatives and guidance raise the G-F of {name} on {{}}.',
+                'Section 5.2, Table 2',
+                'tab02',
+                'G-F',
+                ours,
+                plain,
+            ),
+            *_robust(
+                f'{model}-kept',
+                f'They cost {name} less than 3 points of mIoU under the true sound on {{}}.',
+                'Section 5.2, Table 2 ("comparable")',
+                'tab02',
+                'positive mIoU',
+                plain,
+                ours,
+                kind='bound',
+                bound=3.0,
+            ),
+        )
+    ],
+    *_robust(
+        'tenth',
+        'A tenth of negatives raises G-mIoU on {}.',
+        'Section 5.3, Table 3',
+        'tab03',
+        'G-mIoU',
+        'Ours, 90% positive, 10% negative',
+        'Baseline, 100% positive, 0% negative',
+    ),
+    *_robust(
+        'tenth-fpr',
+        'A tenth of negatives lowers G-FPR on {}.',
+        'Section 5.3, Table 3',
+        'tab03',
+        'G-FPR',
+        'Ours, 90% positive, 10% negative',
+        'Baseline, 100% positive, 0% negative',
+    ),
+    *[
+        c
+        for s, b in (('s4', 0.3), ('ms3', 2.5))
+        for c in _robust(
+            'fifth',
+            f'A fifth of negatives gains less than {b} points of G-mIoU over a tenth on {{}}.',
+            'Section 5.3, Table 3',
+            'tab03',
+            'G-mIoU',
+            'Ours, 80% positive, 20% negative',
+            'Ours, 90% positive, 10% negative',
+            (s,),
+            kind='bound',
+            bound=b,
+        )
+    ],
+    *_robust(
+        'negatives-alone',
+        'Negatives without guidance do not raise G-mIoU on {}.',
+        'Section 5.4, Table 4',
+        'tab04',
+        'G-mIoU',
+        'negative samples, no L_BCE',
+        'no negative samples, no L_BCE',
+        kind='bound',
+        bound=0.0,
+        ours_table='robust_tab09',
+    ),
+    *_robust(
+        'negatives-alone-gf',
+        'Negatives without guidance lower G-F on {}.',
+        'Section 5.4, Table 4',
+        'tab04',
+        'G-F',
+        'negative samples, no L_BCE',
+        'no negative samples, no L_BCE',
+        ('ms3',),
+        ours_table='robust_tab09',
+    ),
+    *_robust(
+        'guidance',
+        'On top of negatives, guidance raises G-mIoU on {}.',
+        'Section 5.4, Table 4',
+        'tab04',
+        'G-mIoU',
+        'negative samples, L_BCE',
+        'negative samples, no L_BCE',
+        ours_table='robust_tab09',
+    ),
+    *_robust(
+        'guidance-fpr',
+        'On top of negatives, guidance lowers G-FPR on {}.',
+        'Section 5.4, Table 4',
+        'tab04',
+        'G-FPR',
+        'negative samples, L_BCE',
+        'negative samples, no L_BCE',
+        ours_table='robust_tab09',
+    ),
+    *[
+        c
+        for n in ('Tuning Fork', 'Rooster', 'Sheep', 'Thunder')
+        for t, s in (('tab05', 's4'), ('tab06', 'ms3'))
+        for c in _robust(
+            f'unseen-{n.split()[-1].lower()}',
+            f'Under the unseen sound {n.lower()}, negatives and guidance lower FPR on {{}}.',
+            f'Supplement A.1, Table {t[-1]}',
+            t,
+            f'{n} FPR',
+            OURS,
+            'AVSBench',
+            (s,),
+            ours_table='robust_tab05',
+        )
+    ],
+    *[
+        c
+        for other in ('Euclidean', 'Concat')
+        for c in _robust(
+            f'cosine-{other.lower()}',
+            f'Cosine similarity gives a higher G-mIoU than {"a classifier on both vectors" if other == "Concat" else "Euclidean distance"} on {{}}.',
+            'Supplement A.3, Table 7',
+            'tab07',
+            'G-mIoU',
+            'cosine',
+            other,
+        )
+    ],
+    *_robust(
+        'lambda',
+        'The weight 0.8 gives a higher G-mIoU than the default 1 on {}.',
+        'Supplement, Table 8',
+        'tab08',
+        'G-mIoU',
+        'λ = 0.8',
+        'λ = 1.0',
+    ),
+]
 
 # %% ../../nbs/papers/15_claims.ipynb #28d58bdb
-def _each(paper:str, id:str, text:str, where:str, table:str, better:str, worse:str, settings:tuple[str, ...], metric:str, more:str='', **kw) -> list[Claim]:
+def _each(
+    paper: str,
+    id: str,
+    text: str,
+    where: str,
+    table: str,
+    better: str,
+    worse: str,
+    settings: tuple[str, ...],
+    metric: str,
+    more: str = '',
+    **kw,
+) -> list[Claim]:
     "A claim in each setting, `{}` in `text` being its name; with `more` (a sentence) also that it holds more in the last setting than in the first."
-    make = lambda tail, t, setting, **k: Claim(paper, f'{id}-{tail}', t, where, f'{paper}_{table}', setting, metric, better, worse, **{**kw, **k})
+    make = lambda tail, t, setting, **k: Claim(
+        paper, f'{id}-{tail}', t, where, f'{paper}_{table}', setting, metric, better, worse, **{**kw, **k}
+    )
     out = [make(s, text.format(s.upper()), s) for s in settings]
-    return out + ([make('more', more, settings[-1], kind='interaction', against=(settings[0], better, worse))] if more else [])
+    return out + (
+        [make('more', more, settings[-1], kind='interaction', against=(settings[0], better, worse))]
+        if more
+        else []
+    )
 
-def _selm(id:str, text:str, where:str, table:str, better:str, worse:str, more:str='', settings:tuple[str, ...]=('s4', 'ms3'), metric:str='J', **kw) -> list[Claim]:
+
+def _selm(
+    id: str,
+    text: str,
+    where: str,
+    table: str,
+    better: str,
+    worse: str,
+    more: str = '',
+    settings: tuple[str, ...] = ('s4', 'ms3'),
+    metric: str = 'J',
+    **kw,
+) -> list[Claim]:
     return _each('selm', f'selm-{id}', text, where, table, better, worse, settings, metric, more, **kw)
 
-_BACKBONES, _COMPARED, _NO_DAM = ('PVT-v2', 'ResNet-50'), {'AVSBench': 'AVSBench [57]', 'AVSegFormer': 'AVSegformer [8]'}, (('w.o. DAM', 'selm_tab03'),)
+
+_BACKBONES, _COMPARED, _NO_DAM = (
+    ('PVT-v2', 'ResNet-50'),
+    {'AVSBench': 'AVSBench [57]', 'AVSegFormer': 'AVSegformer [8]'},
+    (('w.o. DAM', 'selm_tab03'),),
+)
 
 SELM_CLAIMS = [
-    *[c for b in _BACKBONES for name, row in _COMPARED.items() for m in 'JF' for c in _selm(f'over-{name.lower()}-{b.lower()}-{m.lower()}',
-      f'With {b}, SelM has a higher {m} than {name} on {{}}.', 'Section 5.2.1, Table 1', 'tab01', f'SelM ({b})', f'{row} ({b})', settings=('avss',), metric=m)],
-    *[c for b in _BACKBONES for name, row in _COMPARED.items() for c in _selm(f'over-{name.lower()}-{b.lower()}',
-      f'With {b}, SelM is better than {name} on {{}}.', 'Section 5.2.1, Table 2', 'tab02', f'SelM ({b})', f'{row} ({b})')],
-    *_selm('over-catr-pvt-v2', 'With PVT-v2, SelM is better than the best other method on {}.', 'Section 5.2.1, Table 2', 'tab02', 'SelM (PVT-v2)', 'CATR [29] (PVT-v2)', settings=('ms3',)),
-    *_selm('over-catr-resnet-50', 'With ResNet-50, SelM is better than the best other method on {}.', 'Section 5.2.1, Table 2', 'tab02', 'SelM (ResNet-50)', 'CATR [29] (ResNet-50)', settings=('ms3',)),
-    *_selm('comparable-resnet-50', 'With ResNet-50, SelM is less than a point below the best other method on {}.', 'Section 5.2.1, Table 2 ("comparable")', 'tab02', 'AVSC [31] (ResNet-50)', 'SelM (ResNet-50)', settings=('s4',), kind='bound', bound=1.),
-    *_selm('pvt', 'SelM is better with PVT-v2 than with ResNet-50 on {}.', 'Section 5.2.1, Table 2', 'tab02', 'SelM (PVT-v2)', 'SelM (ResNet-50)'),
-    *_selm('pvt', 'SelM is better with PVT-v2 than with ResNet-50 on {}.', 'Section 5.2.1, Table 1', 'tab01', 'SelM (PVT-v2)', 'SelM (ResNet-50)', settings=('avss',)),
-    *_selm('bcsm', 'BCSM helps on {}.', 'Section 5.3.1, Table 3', 'tab03', 'SelM', 'w.o. BCSM', 'BCSM helps more on MS3 than on S4.'),
+    *[
+        c
+        for b in _BACKBONES
+        for name, row in _COMPARED.items()
+        for m in 'JF'
+        for c in _selm(
+            f'over-{name.lower()}-{b.lower()}-{m.lower()}',
+            f'With {b}, SelM has a higher {m} than {name} on {{}}.',
+            'Section 5.2.1, Table 1',
+            'tab01',
+            f'SelM ({b})',
+            f'{row} ({b})',
+            settings=('avss',),
+            metric=m,
+        )
+    ],
+    *[
+        c
+        for b in _BACKBONES
+        for name, row in _COMPARED.items()
+        for c in _selm(
+            f'over-{name.lower()}-{b.lower()}',
+            f'With {b}, SelM is better than {name} on {{}}.',
+            'Section 5.2.1, Table 2',
+            'tab02',
+            f'SelM ({b})',
+            f'{row} ({b})',
+        )
+    ],
+    *_selm(
+        'over-catr-pvt-v2',
+        'With PVT-v2, SelM is better than the best other method on {}.',
+        'Section 5.2.1, Table 2',
+        'tab02',
+        'SelM (PVT-v2)',
+        'CATR [29] (PVT-v2)',
+        settings=('ms3',),
+    ),
+    *_selm(
+        'over-catr-resnet-50',
+        'With ResNet-50, SelM is better than the best other method on {}.',
+        'Section 5.2.1, Table 2',
+        'tab02',
+        'SelM (ResNet-50)',
+        'CATR [29] (ResNet-50)',
+        settings=('ms3',),
+    ),
+    *_selm(
+        'comparable-resnet-50',
+        'With ResNet-50, SelM is less than a point below the best other method on {}.',
+        'Section 5.2.1, Table 2 ("comparable")',
+        'tab02',
+        'AVSC [31] (ResNet-50)',
+        'SelM (ResNet-50)',
+        settings=('s4',),
+        kind='bound',
+        bound=1.0,
+    ),
+    *_selm(
+        'pvt',
+        'SelM is better with PVT-v2 than with ResNet-50 on {}.',
+        'Section 5.2.1, Table 2',
+        'tab02',
+        'SelM (PVT-v2)',
+        'SelM (ResNet-50)',
+    ),
+    *_selm(
+        'pvt',
+        'SelM is better with PVT-v2 than with ResNet-50 on {}.',
+        'Section 5.2.1, Table 1',
+        'tab01',
+        'SelM (PVT-v2)',
+        'SelM (ResNet-50)',
+        settings=('avss',),
+    ),
+    *_selm(
+        'bcsm',
+        'BCSM helps on {}.',
+        'Section 5.3.1, Table 3',
+        'tab03',
+        'SelM',
+        'w.o. BCSM',
+        'BCSM helps more on MS3 than on S4.',
+    ),
     *_selm('dam', 'DAM helps on {}.', 'Section 5.3.1, Table 3', 'tab03', 'SelM', 'w.o. DAM'),
-    *_selm('clever', "CLEVER is better than AVSegFormer's decoder in its place on {}.", 'Section 5.3.1, Table 3', 'tab03', 'SelM', 'w.o. CLEVER'),
-    *[c for other in ('DAM', 'CLEVER') for c in _selm(f'bcsm-over-{other.lower()}', f'BCSM helps more than {other} on {{}}.', 'Section 5.3.1, Table 3', 'tab03', f'w.o. {other}', 'w.o. BCSM', settings=('ms3',))],
-    *_selm('dam-over-add', 'DAM is better than addition on {}.', 'Section 5.3.1, Table 4', 'tab04', 'DAM', 'Add'),
-    *_selm('dam-over-concat', 'DAM is better than concatenation on {}.', 'Section 5.3.1, Table 4', 'tab04', 'DAM', 'Concat'),
-    *_selm('add-no-gain', 'Addition gains less than half a point over no early fusion on {}.', 'Section 5.3.1, Tables 3 and 4', 'tab04', 'Add', 'w.o. DAM', kind='bound', bound=.5, printed_in=_NO_DAM),
-    *_selm('concat-harms', 'Concatenation is worse than no early fusion on {}.', 'Section 5.3.1, Tables 3 and 4', 'tab04', 'w.o. DAM', 'Concat', printed_in=_NO_DAM),
-    *_selm('audio-ca', 'Cross-attention to the sound helps on {}.', 'Section 5.3.1, Table 5', 'tab05', 'CLEVER', 'w.o. Audio CA', 'Cross-attention to the sound helps more on MS3 than on S4.'),
-    *_selm('video-ca', 'Cross-attention to the picture helps on {}.', 'Section 5.3.1, Table 5', 'tab05', 'CLEVER', 'w.o. Video CA'),
-    *_selm('audio-over-video-ca', 'Cross-attention to the sound helps more than that to the picture on {}.', 'Section 5.3.1, Table 5', 'tab05', 'w.o. Video CA', 'w.o. Audio CA', settings=('ms3',)),
-    *[c for d in ('A2V', 'V2A') for c in _selm(f'dam-over-{d.lower()}', f'Both directions of DAM are better than {d} alone on {{}}.', 'Section 5.3.2, Table 6', 'tab06', 'DAM', f'{d} Block')],
-    *_selm('dam-v2a-over-a2v', 'In DAM, V2A alone is better than A2V alone on {}.', 'Section 5.3.2, Table 6', 'tab06', 'V2A Block', 'A2V Block'),
-    *[c for d in ('A2V', 'V2A') for c in _selm(f'bcsm-over-{d.lower()}', f'Both directions of BCSM are better than {d} alone on {{}}.', 'Section 5.3.2, Table 7', 'tab07', 'BCSM', f'{d}-SeM')],
-    *_selm('bcsm-v2a-over-a2v', 'In BCSM, V2A alone is better than A2V alone on {}.', 'Section 5.3.2, Table 7', 'tab07', 'V2A-SeM', 'A2V-SeM'),
+    *_selm(
+        'clever',
+        "CLEVER is better than AVSegFormer's decoder in its place on {}.",
+        'Section 5.3.1, Table 3',
+        'tab03',
+        'SelM',
+        'w.o. CLEVER',
+    ),
+    *[
+        c
+        for other in ('DAM', 'CLEVER')
+        for c in _selm(
+            f'bcsm-over-{other.lower()}',
+            f'BCSM helps more than {other} on {{}}.',
+            'Section 5.3.1, Table 3',
+            'tab03',
+            f'w.o. {other}',
+            'w.o. BCSM',
+            settings=('ms3',),
+        )
+    ],
+    *_selm(
+        'dam-over-add', 'DAM is better than addition on {}.', 'Section 5.3.1, Table 4', 'tab04', 'DAM', 'Add'
+    ),
+    *_selm(
+        'dam-over-concat',
+        'DAM is better than concatenation on {}.',
+        'Section 5.3.1, Table 4',
+        'tab04',
+        'DAM',
+        'Concat',
+    ),
+    *_selm(
+        'add-no-gain',
+        'Addition gains less than half a point over no early fusion on {}.',
+        'Section 5.3.1, Tables 3 and 4',
+        'tab04',
+        'Add',
+        'w.o. DAM',
+        kind='bound',
+        bound=0.5,
+        printed_in=_NO_DAM,
+    ),
+    *_selm(
+        'concat-harms',
+        'Concatenation is worse than no early fusion on {}.',
+        'Section 5.3.1, Tables 3 and 4',
+        'tab04',
+        'w.o. DAM',
+        'Concat',
+        printed_in=_NO_DAM,
+    ),
+    *_selm(
+        'audio-ca',
+        'Cross-attention to the sound helps on {}.',
+        'Section 5.3.1, Table 5',
+        'tab05',
+        'CLEVER',
+        'w.o. Audio CA',
+        'Cross-attention to the sound helps more on MS3 than on S4.',
+    ),
+    *_selm(
+        'video-ca',
+        'Cross-attention to the picture helps on {}.',
+        'Section 5.3.1, Table 5',
+        'tab05',
+        'CLEVER',
+        'w.o. Video CA',
+    ),
+    *_selm(
+        'audio-over-video-ca',
+        'Cross-attention to the sound helps more than that to the picture on {}.',
+        'Section 5.3.1, Table 5',
+        'tab05',
+        'w.o. Video CA',
+        'w.o. Audio CA',
+        settings=('ms3',),
+    ),
+    *[
+        c
+        for d in ('A2V', 'V2A')
+        for c in _selm(
+            f'dam-over-{d.lower()}',
+            f'Both directions of DAM are better than {d} alone on {{}}.',
+            'Section 5.3.2, Table 6',
+            'tab06',
+            'DAM',
+            f'{d} Block',
+        )
+    ],
+    *_selm(
+        'dam-v2a-over-a2v',
+        'In DAM, V2A alone is better than A2V alone on {}.',
+        'Section 5.3.2, Table 6',
+        'tab06',
+        'V2A Block',
+        'A2V Block',
+    ),
+    *[
+        c
+        for d in ('A2V', 'V2A')
+        for c in _selm(
+            f'bcsm-over-{d.lower()}',
+            f'Both directions of BCSM are better than {d} alone on {{}}.',
+            'Section 5.3.2, Table 7',
+            'tab07',
+            'BCSM',
+            f'{d}-SeM',
+        )
+    ],
+    *_selm(
+        'bcsm-v2a-over-a2v',
+        'In BCSM, V2A alone is better than A2V alone on {}.',
+        'Section 5.3.2, Table 7',
+        'tab07',
+        'V2A-SeM',
+        'A2V-SeM',
+    ),
     *_selm('dice', 'The DICE loss helps on {}.', 'Section 5.3.3, Table 8', 'tab08', '+DICE', 'BCE'),
-    *_selm('aux', 'The auxiliary loss helps on {}.', 'Section 5.3.3, Table 8', 'tab08', '+DICE+Aux', '+DICE', 'The auxiliary loss helps more on MS3 than on S4.')]
+    *_selm(
+        'aux',
+        'The auxiliary loss helps on {}.',
+        'Section 5.3.3, Table 8',
+        'tab08',
+        '+DICE+Aux',
+        '+DICE',
+        'The auxiliary loss helps more on MS3 than on S4.',
+    ),
+]
 
 # %% ../../nbs/papers/15_claims.ipynb #bf76129e
-def _dde(id:str, text:str, where:str, table:str, better:str, worse:str, settings:tuple[str, ...]=('ms3', 'avss'), metric:str='J&F', **kw) -> list[Claim]:
+def _dde(
+    id: str,
+    text: str,
+    where: str,
+    table: str,
+    better: str,
+    worse: str,
+    settings: tuple[str, ...] = ('ms3', 'avss'),
+    metric: str = 'J&F',
+    **kw,
+) -> list[Claim]:
     return _each('ddeseg', f'ddeseg-{id}', text, where, table, better, worse, settings, metric, **kw)
+
 
 _AVS, _VPO = ('s4', 'ms3', 'avss'), ('vpo-ss', 'vpo-ms', 'vpo-msmi')
 _OURS = {e: f'DDESEG (OURS) ({e})' for e in ('PVT-V2-B5, VGGish', 'Trans., VGGish', 'Trans., HTSAT')}
 _PVT, _VGGISH, _HTSAT = _OURS.values()
-_SECOND = dict(s4='CAVP [5] (PVT-V2-B5, VGGish)', ms3='BiasAVS [39] (Swin-Base, VGGish)', avss='AVStone† [34] (Swin-Base, VGGish)')
+_SECOND = dict(
+    s4='CAVP [5] (PVT-V2-B5, VGGish)',
+    ms3='BiasAVS [39] (Swin-Base, VGGish)',
+    avss='AVStone† [34] (Swin-Base, VGGish)',
+)
 _IN_PACKAGE = {n: f'{n} [{k}] (PVT-V2-B5, VGGish)' for n, k in (('TPAVI', 53), ('AVSegFormer', 12))}
 _SCHEMES = ('① wo/Elimination', '② FC+Sigmoid', '③ CA+FC+Sigmoid', '④ SK+CA+FC+Sigmoid', '⑤ GS+CA+FC+Sigmoid')
 
 DDESEG_CLAIMS = [
-    *[c for s, row in _SECOND.items() for c in _dde('over-second', 'With HTS-AT, DDESeg is better than the second best method on {}.', 'Section 4.1, Table 1', 'tab01', _HTSAT, row, (s,))],
-    *[c for s, row in _SECOND.items() for m in ('J', 'F') for c in _dde(f'pvt-over-second-{m.lower()}', f'With PVT-V2-B5 and VGGish, {m} is above that of the second best method on {{}}.', 'Section 4.1, Table 1', 'tab01', _PVT, row, (s,), m)],
-    *[c for name, row in _IN_PACKAGE.items() for c in _dde(f'over-{name.lower()}', f'With the same encoders, DDESeg is better than {name} on {{}}.', 'Section 4.1, Table 1', 'tab01', _PVT, row, _AVS)],
-    *[c for m in ('J', 'F') for c in _dde(f'htsat-{m.lower()}', f'HTS-AT gives a higher {m} than VGGish on {{}}.', 'Section 4.1, Table 1', 'tab01', _HTSAT, _VGGISH, _AVS, m)],
-    *_dde('htsat', 'HTS-AT is better than VGGish on {}.', 'Section 4.1, Table 2', 'tab02', _HTSAT, _VGGISH, _VPO),
-    *[c for name, row in {'AVSStone': 'AVSStone [34] (SwinBase, VGGish)', 'CPM': 'CPM* [6] (ResNet50, VGGish)', **_IN_PACKAGE}.items()
-      for c in _dde(f'over-{name.lower()}', f'DDESeg is better than {name} on {{}}.', 'Section 4.1, Table 2', 'tab02', _HTSAT, row, _VPO)],
+    *[
+        c
+        for s, row in _SECOND.items()
+        for c in _dde(
+            'over-second',
+            'With HTS-AT, DDESeg is better than the second best method on {}.',
+            'Section 4.1, Table 1',
+            'tab01',
+            _HTSAT,
+            row,
+            (s,),
+        )
+    ],
+    *[
+        c
+        for s, row in _SECOND.items()
+        for m in ('J', 'F')
+        for c in _dde(
+            f'pvt-over-second-{m.lower()}',
+            f'With PVT-V2-B5 and VGGish, {m} is above that of the second best method on {{}}.',
+            'Section 4.1, Table 1',
+            'tab01',
+            _PVT,
+            row,
+            (s,),
+            m,
+        )
+    ],
+    *[
+        c
+        for name, row in _IN_PACKAGE.items()
+        for c in _dde(
+            f'over-{name.lower()}',
+            f'With the same encoders, DDESeg is better than {name} on {{}}.',
+            'Section 4.1, Table 1',
+            'tab01',
+            _PVT,
+            row,
+            _AVS,
+        )
+    ],
+    *[
+        c
+        for m in ('J', 'F')
+        for c in _dde(
+            f'htsat-{m.lower()}',
+            f'HTS-AT gives a higher {m} than VGGish on {{}}.',
+            'Section 4.1, Table 1',
+            'tab01',
+            _HTSAT,
+            _VGGISH,
+            _AVS,
+            m,
+        )
+    ],
+    *_dde(
+        'htsat', 'HTS-AT is better than VGGish on {}.', 'Section 4.1, Table 2', 'tab02', _HTSAT, _VGGISH, _VPO
+    ),
+    *[
+        c
+        for name, row in {
+            'AVSStone': 'AVSStone [34] (SwinBase, VGGish)',
+            'CPM': 'CPM* [6] (ResNet50, VGGish)',
+            **_IN_PACKAGE,
+        }.items()
+        for c in _dde(
+            f'over-{name.lower()}',
+            f'DDESeg is better than {name} on {{}}.',
+            'Section 4.1, Table 2',
+            'tab02',
+            _HTSAT,
+            row,
+            _VPO,
+        )
+    ],
     *_dde('derivation', 'Derivation helps on {}.', 'Section 4.3, Table 3', 'tab03', 'Deri.', 'Baseline'),
-    *_dde('discrimination', 'On top of derivation, discriminative enhancement helps on {}.', 'Section 4.3, Table 3', 'tab03', 'DEM (Deri.+Disc.)', 'Deri.'),
-    *[c for m in ('J', 'F') for c in _dde(f'elimination-{m.lower()}', f'On top of both, elimination raises {m} on {{}}.', 'Section 4.3, Table 3', 'tab03', 'DEM+DDM (Ours)', 'DEM (Deri.+Disc.)', metric=m)],
-    *_dde('gate-alone', 'Without cross-attention, elimination does harm on {}.', 'Section 4.3, Table 4', 'tab04', _SCHEMES[0], _SCHEMES[1]),
-    *_dde('cross-attention', 'With cross-attention before the gate, elimination helps on {}.', 'Section 4.3, Table 4', 'tab04', _SCHEMES[2], _SCHEMES[0]),
-    *_dde('soft-kmeans', 'Soft k-means over the picture helps on {}.', 'Section 4.3, Table 4', 'tab04', _SCHEMES[3], _SCHEMES[2]),
-    *_dde('gumbel', 'Gumbel softmax is better than soft k-means on {}.', 'Section 4.3, Table 4', 'tab04', _SCHEMES[4], _SCHEMES[3]),
-    Claim('ddeseg', 'ddeseg-probe', 'A linear classifier on the audio-visual features has a higher F with DDM and DEM than without both.', 'Section 4.3, Fig. 6 (d), stated in the text', 'ddeseg_fig06', 'unstated', 'probe F',
-          'w/ DDM+DEM', 'Baseline', ours_in='avss', stated=11.25)]
+    *_dde(
+        'discrimination',
+        'On top of derivation, discriminative enhancement helps on {}.',
+        'Section 4.3, Table 3',
+        'tab03',
+        'DEM (Deri.+Disc.)',
+        'Deri.',
+    ),
+    *[
+        c
+        for m in ('J', 'F')
+        for c in _dde(
+            f'elimination-{m.lower()}',
+            f'On top of both, elimination raises {m} on {{}}.',
+            'Section 4.3, Table 3',
+            'tab03',
+            'DEM+DDM (Ours)',
+            'DEM (Deri.+Disc.)',
+            metric=m,
+        )
+    ],
+    *_dde(
+        'gate-alone',
+        'Without cross-attention, elimination does harm on {}.',
+        'Section 4.3, Table 4',
+        'tab04',
+        _SCHEMES[0],
+        _SCHEMES[1],
+    ),
+    *_dde(
+        'cross-attention',
+        'With cross-attention before the gate, elimination helps on {}.',
+        'Section 4.3, Table 4',
+        'tab04',
+        _SCHEMES[2],
+        _SCHEMES[0],
+    ),
+    *_dde(
+        'soft-kmeans',
+        'Soft k-means over the picture helps on {}.',
+        'Section 4.3, Table 4',
+        'tab04',
+        _SCHEMES[3],
+        _SCHEMES[2],
+    ),
+    *_dde(
+        'gumbel',
+        'Gumbel softmax is better than soft k-means on {}.',
+        'Section 4.3, Table 4',
+        'tab04',
+        _SCHEMES[4],
+        _SCHEMES[3],
+    ),
+    Claim(
+        'ddeseg',
+        'ddeseg-probe',
+        'A linear classifier on the audio-visual features has a higher F with DDM and DEM than without both.',
+        'Section 4.3, Fig. 6 (d), stated in the text',
+        'ddeseg_fig06',
+        'unstated',
+        'probe F',
+        'w/ DDM+DEM',
+        'Baseline',
+        ours_in='avss',
+        stated=11.25,
+    ),
+]
 
 CLAIMS = [*MODULE_CLAIMS, *OTHER_CLAIMS, *ROBUST_CLAIMS, *SELM_CLAIMS, *DDESEG_CLAIMS]
 
 # %% ../../nbs/papers/15_claims.ipynb #0450d9a0
-def read_results(folder:str|Path) -> pd.DataFrame:
+def read_results(folder: str | Path) -> pd.DataFrame:
     """The differences of a results folder: table, row, against, setting, metric, `delta`, `low`, `high`, and `extra` for those of `effects.csv`.
 
     Without a `differences.csv`, `against` is '' and `delta` is the score with the score's own interval.
     """
     folder, key = Path(folder), ['row', 'setting', 'metric']
+
     def read(name: str, columns: set) -> pd.DataFrame:
-        check((folder/name).is_file(), f"{folder}: expected a results folder with {name}.")
-        t = pd.read_csv(folder/name, dtype={'setting': str, 'row': str}).fillna({'setting': ''})
-        check(columns <= set(t), f"{folder/name}: expected the columns of a long results table, without {', '.join(sorted(columns - set(t)))}.")
+        check((folder / name).is_file(), f"{folder}: expected a results folder with {name}.")
+        t = pd.read_csv(folder / name, dtype={'setting': str, 'row': str}).fillna({'setting': ''})
+        check(
+            columns <= set(t),
+            f"{folder / name}: expected the columns of a long results table, without {', '.join(sorted(columns - set(t)))}.",
+        )
         return t
-    d = scores = read('table.csv', {'table', *key, 'ours', 'low', 'high'}).rename(columns={'ours': 'delta'}).assign(against='')
-    if (folder/'differences.csv').is_file():
-        d = read('differences.csv', {*key, 'ours_delta', 'low', 'high'}).rename(columns={'ours_delta': 'delta'})
+
+    d = scores = (
+        read('table.csv', {'table', *key, 'ours', 'low', 'high'})
+        .rename(columns={'ours': 'delta'})
+        .assign(against='')
+    )
+    if (folder / 'differences.csv').is_file():
+        d = read('differences.csv', {*key, 'ours_delta', 'low', 'high'}).rename(
+            columns={'ours_delta': 'delta'}
+        )
         if 'against' not in d:  # all against the one row that has no line
             names = sorted(set(scores.row) - set(d.row))
-            check(len(names) == 1, f"{folder}: expected differences from one reference row, but {len(names)} rows have none: {', '.join(names)}.")
+            check(
+                len(names) == 1,
+                f"{folder}: expected differences from one reference row, but {len(names)} rows have none: {', '.join(names)}.",
+            )
             d['against'] = names[0]
     d = d.assign(extra=False)
-    if (folder/'effects.csv').is_file(): d = pd.concat([d, read('effects.csv', {*key, 'against', 'ours_delta', 'low', 'high'}).rename(columns={'ours_delta': 'delta'}).assign(extra=True)])
-    return d.assign(table=scores.table.iloc[0])[['table', 'row', 'against', 'setting', 'metric', 'delta', 'low', 'high', 'extra']].dropna(subset='delta').reset_index(drop=True)
+    if (folder / 'effects.csv').is_file():
+        d = pd.concat(
+            [
+                d,
+                read('effects.csv', {*key, 'against', 'ours_delta', 'low', 'high'})
+                .rename(columns={'ours_delta': 'delta'})
+                .assign(extra=True),
+            ]
+        )
+    return (
+        d.assign(table=scores.table.iloc[0])[
+            ['table', 'row', 'against', 'setting', 'metric', 'delta', 'low', 'high', 'extra']
+        ]
+        .dropna(subset='delta')
+        .reset_index(drop=True)
+    )
 
 # %% ../../nbs/papers/15_claims.ipynb #da44511e
-def combine(parts:Iterable[tuple[int, Interval]]) -> Interval:
+def combine(parts: Iterable[tuple[int, Interval]]) -> Interval:
     "The signed sum of intervals, half-widths in quadrature: exact for one part, for normal errors right if they are independent."
     parts = [(s, Interval(*map(float, i))) for s, i in parts]
-    value = sum(s*i.value for s, i in parts)
-    down = [s*(i.value - i.low) if s > 0 else s*(i.value - i.high) for s, i in parts]
-    up = [s*(i.high - i.value) if s > 0 else s*(i.low - i.value) for s, i in parts]
+    value = sum(s * i.value for s, i in parts)
+    down = [s * (i.value - i.low) if s > 0 else s * (i.value - i.high) for s, i in parts]
+    up = [s * (i.high - i.value) if s > 0 else s * (i.low - i.value) for s, i in parts]
     return Interval(value, value - math.hypot(*down), value + math.hypot(*up))
 
 # %% ../../nbs/papers/15_claims.ipynb #ca54cf67
-def difference_of(t:pd.DataFrame,  # from `read_results`
-                  setting:str, metric:str, better:str, worse:str) -> Interval|None:
+def difference_of(
+    t: pd.DataFrame,  # from `read_results`
+    setting: str,
+    metric: str,
+    better: str,
+    worse: str,
+) -> Interval | None:
     "`better` minus `worse`: the line that holds it, else the sum of the lines on the way from one to the other; None if there is no way."
     t = t[(t.setting == setting) & (t.metric == metric)]
     for sign, one, other in ((1, better, worse), (-1, worse, better)):
-        for e in t[(t.row == one) & (t.against == other)].itertuples(): return combine([(sign, Interval(e.delta, e.low, e.high))])
+        for e in t[(t.row == one) & (t.against == other)].itertuples():
+            return combine([(sign, Interval(e.delta, e.low, e.high))])
     t = t[~t.extra]  # they lead from nowhere to nowhere else
-    check(not t.duplicated('row').any(), f"{setting} {metric}: expected one result a row, found several of {', '.join(sorted(set(t.row[t.duplicated('row')])))}.")
+    check(
+        not t.duplicated('row').any(),
+        f"{setting} {metric}: expected one result a row, found several of {', '.join(sorted(set(t.row[t.duplicated('row')])))}.",
+    )
     lines = {e.row: (e.against, Interval(e.delta, e.low, e.high)) for e in t.itertuples()}
+
     def way(row: str) -> list[str]:
         out = [row]
-        while out[-1] in lines and lines[out[-1]][0] not in out: out.append(lines[out[-1]][0])
+        while out[-1] in lines and lines[out[-1]][0] not in out:
+            out.append(lines[out[-1]][0])
         return out
+
     up, down = way(better), way(worse)
     meet = next((r for r in up if r in down), None)
-    if meet is None: return None
-    return combine([(1, lines[r][1]) for r in up[:up.index(meet)]] + [(-1, lines[r][1]) for r in down[:down.index(meet)]])
+    if meet is None:
+        return None
+    return combine(
+        [(1, lines[r][1]) for r in up[: up.index(meet)]]
+        + [(-1, lines[r][1]) for r in down[: down.index(meet)]]
+    )
 
 # %% ../../nbs/papers/15_claims.ipynb #f2a3700d
 NOT_RUN = 'not run'
 
-def judge_bound(bound:float, low:float, high:float) -> str:
+
+def judge_bound(bound: float, low: float, high: float) -> str:
     "Whether an effect with this interval stays under the bound."
-    if not (math.isfinite(low) and math.isfinite(high)): return 'inconclusive'
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return 'inconclusive'
     return 'reproduced' if high < bound else 'contradicted' if low > bound else 'inconclusive'
 
-def judge(claim:Claim,
-          tables:dict[str, pd.DataFrame]  # name of the page: its `read_results`
-         ) -> dict:
+
+def judge(
+    claim: Claim,
+    tables: dict[str, pd.DataFrame],  # name of the page: its `read_results`
+) -> dict:
     "published, ours, low, high and verdict of a claim; `low` and `high` bound ours at 95 %, see `combine`."
     theirs = published_effect(claim)
     nothing = dict(published=theirs, ours=math.nan, low=math.nan, high=math.nan, verdict=NOT_RUN)
-    if claim.page not in tables: return nothing
-    parts = [(sign, difference_of(tables[claim.page], claim.ours_in or setting, claim.ours_metric or claim.metric, better, worse)) for sign, setting, better, worse in gaps(claim)]
-    if any(i is None for _, i in parts): return nothing
+    if claim.page not in tables:
+        return nothing
+    parts = [
+        (
+            sign,
+            difference_of(
+                tables[claim.page], claim.ours_in or setting, claim.ours_metric or claim.metric, better, worse
+            ),
+        )
+        for sign, setting, better, worse in gaps(claim)
+    ]
+    if any(i is None for _, i in parts):
+        return nothing
     value, low, high = combine(parts)
     word = judge_bound(claim.bound, low, high) if claim.kind == 'bound' else verdict(theirs, value, low, high)
     return dict(published=theirs, ours=value, low=low, high=high, verdict=word)
 
 # %% ../../nbs/papers/15_claims.ipynb #f606dc5d
-def claims_table(folder:str|Path) -> pd.DataFrame:
+def claims_table(folder: str | Path) -> pd.DataFrame:
     "All claims of the paper that the folder is named after, with `judge`'s columns; read from the sub-folders that are named after the claims' tables."
     folder = Path(folder)
     papers = sorted({c.paper for c in CLAIMS})
     check(folder.is_dir(), f"{folder}: expected a folder of results, results/<profile>/<data>/<paper>.")
-    if folder.resolve().name not in papers: raise unknown('paper', folder.resolve().name, papers)
+    if folder.resolve().name not in papers:
+        raise unknown('paper', folder.resolve().name, papers)
     own, tables = [c for c in CLAIMS if c.paper == folder.resolve().name], {}
     for name in sorted({c.page for c in own}):
-        if (path := folder/name.partition('_')[2]).joinpath('table.csv').is_file(): tables[name] = read_results(path)
-    return pd.DataFrame([dict(id=c.id, claim=c.text, where=c.where, kind=c.kind, setting=c.ours_in or c.setting, metric=c.metric, page=c.page.partition('_')[2],
-                              bound=math.nan if c.bound is None else c.bound, **judge(c, tables)) for c in own])
+        if (path := folder / name.partition('_')[2]).joinpath('table.csv').is_file():
+            tables[name] = read_results(path)
+    return pd.DataFrame(
+        [
+            dict(
+                id=c.id,
+                claim=c.text,
+                where=c.where,
+                kind=c.kind,
+                setting=c.ours_in or c.setting,
+                metric=c.metric,
+                page=c.page.partition('_')[2],
+                bound=math.nan if c.bound is None else c.bound,
+                **judge(c, tables),
+            )
+            for c in own
+        ]
+    )

@@ -29,6 +29,7 @@ from ..train.store import RunResult, RunSpec
 @dataclass(frozen=True)
 class Row:
     "One row of a table."
+
     name: str  # as printed
     options: dict[str, Any] = field(default_factory=dict)  # of the model
     audio: str = 'normal'  # 'zeroed' trains and tests the same model on silence
@@ -38,13 +39,17 @@ class Row:
     against: str = ''  # the row that this one is compared with; default the table's reference
     encoder: str = ''  # one of the profile's `variants`; default the profile's own encoders
     tuning: str = ''  # what the profile's `tuning` calls this row's training values, over those of the model
-    train: dict[str, dict[str, Any]] = field(default_factory=dict)  # setting -> training values over the profile's
+    train: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # setting -> training values over the profile's
     mixture: dict[str, Any] = field(default_factory=dict)  # values of `Mixture`: trained on negatives as well
     seeds: int = 1  # at least so many, the first ones, where a question is about the spread
+
 
 @dataclass(frozen=True)
 class Experiment:
     "A published table (or figure) and its rows."
+
     paper: str
     id: str  # 'tab03' is Table III
     title: str
@@ -57,248 +62,807 @@ class Experiment:
 
     def __post_init__(self):
         names = [r.name for r in self.rows]
-        check(len(set(names)) == len(names) and (not names or self.reference in names), f'{self.paper} {self.id}: rows {names} must differ and hold the reference {self.reference!r}.')
+        check(
+            len(set(names)) == len(names) and (not names or self.reference in names),
+            f'{self.paper} {self.id}: rows {names} must differ and hold the reference {self.reference!r}.',
+        )
 
     @property
-    def table(self) -> str: return f'{self.paper}_{self.id}'
+    def table(self) -> str:
+        return f'{self.paper}_{self.id}'
 
 # %% ../../nbs/papers/20_experiments.ipynb #dc43895f
 CONTROL = Row('audio zeroed', audio='zeroed')
 
 FULL, NO_SNRP, NO_STC = Row('SDAVS(Ours)'), Row('w/o SNRP', dict(snrp=False)), Row('w/o STC', dict(stc=False))
 BOTH = ('s4', 'ms3')
-ENCODERS = (Row('SDAVS(Ours) (PVT-v2)', encoder='pvt'), Row('SDAVS(Ours) (Swin-base)', encoder='swin'), replace(CONTROL, encoder='pvt'))
+ENCODERS = (
+    Row('SDAVS(Ours) (PVT-v2)', encoder='pvt'),
+    Row('SDAVS(Ours) (Swin-base)', encoder='swin'),
+    replace(CONTROL, encoder='pvt'),
+)
 
-def named(name:str, row:Row) -> Row:
+
+def named(name: str, row: Row) -> Row:
     "The same runs under the name that another table prints."
     return replace(row, name=name)
 
 # %% ../../nbs/papers/20_experiments.ipynb #ebd244df
-TENTH = dict(ratio=.1)  # share of negatives in the paper's training sets
+TENTH = dict(ratio=0.1)  # share of negatives in the paper's training sets
 
-def robust_row(name:str, model:str='tpavi',
-               weight:float|None=1.,  # lambda of the guidance; None: no guidance
-               similarity:str='cosine', against:str='',
-               mixture:dict[str, Any]|None=None  # values of `Mixture`; None: trained on positives alone
-              ) -> Row:
+
+def robust_row(
+    name: str,
+    model: str = 'tpavi',
+    weight: float | None = 1.0,  # lambda of the guidance; None: no guidance
+    similarity: str = 'cosine',
+    against: str = '',
+    mixture: dict[str, Any] | None = None,  # values of `Mixture`; None: trained on positives alone
+) -> Row:
     "A model of AVSBench-Robust."
     guide = {} if weight is None else dict(guidance=dict(similarity=similarity, weight=weight))
-    own = dict(s4=dict(loss=dict(ce=1.))) if model == 'tpavi' else {}
+    own = dict(s4=dict(loss=dict(ce=1.0))) if model == 'tpavi' else {}
     return Row(name, guide, model=model, train=own, mixture=mixture or {}, against=against)
 
-def plain(name:str, model:str='tpavi', **kw) -> Row: return robust_row(name, model, None, **kw)
-def guided_row(name:str, model:str='tpavi', ratio:float=.1, weight:float=1., similarity:str='cosine', against:str='', **mixture) -> Row:
+
+def plain(name: str, model: str = 'tpavi', **kw) -> Row:
+    return robust_row(name, model, None, **kw)
+
+
+def guided_row(
+    name: str,
+    model: str = 'tpavi',
+    ratio: float = 0.1,
+    weight: float = 1.0,
+    similarity: str = 'cosine',
+    against: str = '',
+    **mixture,
+) -> Row:
     return robust_row(name, model, weight, similarity, against, dict(ratio=ratio, **mixture))
 
-_PARTS = (plain('no negative samples, no L_BCE'), plain('negative samples, no L_BCE', mixture=TENTH), guided_row('negative samples, L_BCE'))
-_METHODS = (plain('AVSBench [53]'), guided_row('AVSBench + Ours'), plain('AVSegFormer [12]', 'avsegformer'), guided_row('AVSegFormer + Ours', 'avsegformer', against='AVSegFormer [12]'))
-_SDAVS = (plain('SDAVS', 'sdavs'), plain('SDAVS + negatives', 'sdavs', mixture=TENTH, against='SDAVS'), guided_row('SDAVS + Ours', 'sdavs', against='SDAVS'))
+
+_PARTS = (
+    plain('no negative samples, no L_BCE'),
+    plain('negative samples, no L_BCE', mixture=TENTH),
+    guided_row('negative samples, L_BCE'),
+)
+_METHODS = (
+    plain('AVSBench [53]'),
+    guided_row('AVSBench + Ours'),
+    plain('AVSegFormer [12]', 'avsegformer'),
+    guided_row('AVSegFormer + Ours', 'avsegformer', against='AVSegFormer [12]'),
+)
+_SDAVS = (
+    plain('SDAVS', 'sdavs'),
+    plain('SDAVS + negatives', 'sdavs', mixture=TENTH, against='SDAVS'),
+    guided_row('SDAVS + Ours', 'sdavs', against='SDAVS'),
+)
 _PAIR = (plain('AVSBench'), guided_row('AVSBench + Ours'))
 
-def _robust(id:str, title:str, notebook:str, rows:tuple[Row, ...], reference:str='', **kw:Any) -> Experiment:
-    return Experiment('robust', id, title, f'robust_{notebook}', kw.pop('settings', BOTH), rows, reference or (rows[0].name if rows else ''), metrics=('G-mIoU', 'G-F', 'G-FPR'), **kw)
+
+def _robust(
+    id: str, title: str, notebook: str, rows: tuple[Row, ...], reference: str = '', **kw: Any
+) -> Experiment:
+    return Experiment(
+        'robust',
+        id,
+        title,
+        f'robust_{notebook}',
+        kw.pop('settings', BOTH),
+        rows,
+        reference or (rows[0].name if rows else ''),
+        metrics=('G-mIoU', 'G-F', 'G-FPR'),
+        **kw,
+    )
+
 
 ROBUST = (
-    _robust('tab01', 'Groups of sounds in the data (Table 1, Figs. 6 and 7)', 'tab01_groups', (), settings=BOTH),
+    _robust(
+        'tab01', 'Groups of sounds in the data (Table 1, Figs. 6 and 7)', 'tab01_groups', (), settings=BOTH
+    ),
     _robust('tab02', 'Methods under four kinds of sound', 'tab02_methods', _METHODS),
-    _robust('tab03', 'How many negatives', 'tab03_ratio', (plain('Baseline, 100% positive, 0% negative'),
-            *(guided_row(f'Ours, {100 - n}% positive, {n}% negative', ratio=n/100) for n in (10, 20, 30, 50)))),
+    _robust(
+        'tab03',
+        'How many negatives',
+        'tab03_ratio',
+        (
+            plain('Baseline, 100% positive, 0% negative'),
+            *(
+                guided_row(f'Ours, {100 - n}% positive, {n}% negative', ratio=n / 100)
+                for n in (10, 20, 30, 50)
+            ),
+        ),
+    ),
     _robust('tab05', 'Sounds of unseen categories (Tables 5 and 6)', 'tab05_unseen', _PAIR),
-    _robust('tab07', 'Three measures of similarity', 'tab07_similarity', (guided_row('cosine'), guided_row('Euclidean', similarity='euclidean'), guided_row('Concat', similarity='concat'))),
-    _robust('tab08', 'The weight of the guidance', 'tab08_weight', tuple(guided_row(f'λ = {w}', weight=w) for w in (1., .8, .6, .4, .2))),
+    _robust(
+        'tab07',
+        'Three measures of similarity',
+        'tab07_similarity',
+        (
+            guided_row('cosine'),
+            guided_row('Euclidean', similarity='euclidean'),
+            guided_row('Concat', similarity='concat'),
+        ),
+    ),
+    _robust(
+        'tab08',
+        'The weight of the guidance',
+        'tab08_weight',
+        tuple(guided_row(f'λ = {w}', weight=w) for w in (1.0, 0.8, 0.6, 0.4, 0.2)),
+    ),
     _robust('tab09', 'Negatives with and without guidance (Tables 4 and 9)', 'tab09_parts', _PARTS),
     _robust('fig03', 'Masks under four kinds of sound (Figs. 3 and 5)', 'fig03_masks', _METHODS),
-    _robust('fig04', 'Similarity of sound and picture before and after training', 'fig04_similarity', (guided_row('AVSBench + Ours'),)),
-    _robust('q1', 'Is it robustness, or is the front end recognised?', 'q1_front_ends', (*_PAIR, guided_row('AVSBench + Ours, release', front_end='release'))),
+    _robust(
+        'fig04',
+        'Similarity of sound and picture before and after training',
+        'fig04_similarity',
+        (guided_row('AVSBench + Ours'),),
+    ),
+    _robust(
+        'q1',
+        'Is it robustness, or is the front end recognised?',
+        'q1_front_ends',
+        (*_PAIR, guided_row('AVSBench + Ours, release', front_end='release')),
+    ),
     _robust('q2', 'What is left under the corrected protocol?', 'q2_protocols', (*_METHODS, *_SDAVS)),
     _robust('q3', 'What else is rejected?', 'q3_others', _PAIR),
     _robust('q4', 'Does the guidance help a model that uses its sound?', 'q4_sdavs', (*_SDAVS, *_PAIR)),
-    _robust('claims', 'Every claim of the paper that a number supports', 'claims', (), settings=(), last=True),
+    _robust(
+        'claims', 'Every claim of the paper that a number supports', 'claims', (), settings=(), last=True
+    ),
 )
 
 # %% ../../nbs/papers/20_experiments.ipynb #d8d8b06e
-BASELINES = tuple(replace(plain(name, model), encoder='pvt') for name, model in (('TPAVI [1] (PVT-v2)', 'tpavi'), ('AVSegFormer [4] (PVT-v2)', 'avsegformer')))
+BASELINES = tuple(
+    replace(plain(name, model), encoder='pvt')
+    for name, model in (('TPAVI [1] (PVT-v2)', 'tpavi'), ('AVSegFormer [4] (PVT-v2)', 'avsegformer'))
+)
 
 _SELM, _DEAF = Row('SelM', model='selm'), replace(CONTROL, model='selm')
 _part = lambda name, **options: Row(name, options, model='selm')
-_NO_DAM, _NO_BCSM, _A2V = _part('w.o. DAM', dam='none'), _part('w.o. BCSM', bcsm='none'), _part('A2V Block', dam_direction='a2v')
-_code = lambda row, **options: replace(row, name=f'{row.name}, code', options={**row.options, 'spec': 'code', 'position': 'sine', **options})  # the release's learned positions tie a model to one size, which is not the question
-_SELM_METHODS = (*(replace(b, name=name) for b, name in zip(BASELINES, ('AVSBench [57] (PVT-v2)', 'AVSegformer [8] (PVT-v2)'))),
-                 replace(_SELM, name='SelM (ResNet-50)', encoder='resnet'), replace(_SELM, name='SelM (PVT-v2)', encoder='pvt'), replace(_DEAF, encoder='pvt'))
+_NO_DAM, _NO_BCSM, _A2V = (
+    _part('w.o. DAM', dam='none'),
+    _part('w.o. BCSM', bcsm='none'),
+    _part('A2V Block', dam_direction='a2v'),
+)
+_code = lambda row, **options: replace(
+    row, name=f'{row.name}, code', options={**row.options, 'spec': 'code', 'position': 'sine', **options}
+)  # the release's learned positions tie a model to one size, which is not the question
+_SELM_METHODS = (
+    *(
+        replace(b, name=name)
+        for b, name in zip(BASELINES, ('AVSBench [57] (PVT-v2)', 'AVSegformer [8] (PVT-v2)'))
+    ),
+    replace(_SELM, name='SelM (ResNet-50)', encoder='resnet'),
+    replace(_SELM, name='SelM (PVT-v2)', encoder='pvt'),
+    replace(_DEAF, encoder='pvt'),
+)
 _ILLUSIONS = (_SELM, plain('TPAVI', 'tpavi'), plain('AVSegFormer', 'avsegformer'), Row('SDAVS'), _DEAF)
 
-def _selm(id:str, title:str, notebook:str, rows:tuple[Row, ...], reference:str='SelM', settings:tuple[str, ...]=BOTH, **kw:Any) -> Experiment:
-    return Experiment('selm', id, title, f'selm_{notebook}', settings, rows, reference, **{'metrics': ('J', 'F', 'J_sounding'), **kw})
+
+def _selm(
+    id: str,
+    title: str,
+    notebook: str,
+    rows: tuple[Row, ...],
+    reference: str = 'SelM',
+    settings: tuple[str, ...] = BOTH,
+    **kw: Any,
+) -> Experiment:
+    return Experiment(
+        'selm',
+        id,
+        title,
+        f'selm_{notebook}',
+        settings,
+        rows,
+        reference,
+        **{'metrics': ('J', 'F', 'J_sounding'), **kw},
+    )
+
 
 SELM = (
-    _selm('tab01', 'SelM among the methods, classes', 'tab01_semantic', _SELM_METHODS, 'SelM (PVT-v2)', ('avss',), metrics=('J', 'F')),
+    _selm(
+        'tab01',
+        'SelM among the methods, classes',
+        'tab01_semantic',
+        _SELM_METHODS,
+        'SelM (PVT-v2)',
+        ('avss',),
+        metrics=('J', 'F'),
+    ),
     _selm('tab02', 'SelM among the methods, binary masks', 'tab02_methods', _SELM_METHODS, 'SelM (PVT-v2)'),
-    _selm('tab03', 'The proposed modules', 'tab03_modules', (_NO_BCSM, _NO_DAM, _part('w.o. CLEVER', clever='avsegformer'), _SELM, _DEAF)),
-    _selm('tab04', 'How sound and sight are aligned early', 'tab04_alignment', (_NO_DAM, _part('Add', dam='add'), _part('Concat', dam='concat'), named('DAM', _SELM), _DEAF), 'DAM'),
-    _selm('tab05', 'What the decoder attends to', 'tab05_decoder', (_part('w.o. Audio CA', clever='no_audio'), _part('w.o. Video CA', clever='no_video'), named('CLEVER', _SELM), _DEAF), 'CLEVER'),
-    _selm('tab06', 'The two directions of the alignment', 'tab06_directions', (_A2V, _part('V2A Block', dam_direction='v2a'), named('DAM', _SELM), _DEAF), 'DAM'),
-    _selm('tab07', 'The two directions of the selection', 'tab07_selection', (_part('A2V-SeM', bcsm='a2v'), _part('V2A-SeM', bcsm='v2a'), named('BCSM', _SELM), _DEAF), 'BCSM'),
-    _selm('tab08', 'The terms of the loss', 'tab08_losses', (_part('BCE', dice=False, auxiliary=False), _part('+DICE', auxiliary=False), named('+DICE+Aux', _SELM), _DEAF), '+DICE+Aux'),
-    _selm('fig04', 'Masks of SelM and of two others', 'fig04_masks', (*_SELM_METHODS[:2], _SELM_METHODS[3]), 'SelM (PVT-v2)', ('ms3', 'avss')),
+    _selm(
+        'tab03',
+        'The proposed modules',
+        'tab03_modules',
+        (_NO_BCSM, _NO_DAM, _part('w.o. CLEVER', clever='avsegformer'), _SELM, _DEAF),
+    ),
+    _selm(
+        'tab04',
+        'How sound and sight are aligned early',
+        'tab04_alignment',
+        (_NO_DAM, _part('Add', dam='add'), _part('Concat', dam='concat'), named('DAM', _SELM), _DEAF),
+        'DAM',
+    ),
+    _selm(
+        'tab05',
+        'What the decoder attends to',
+        'tab05_decoder',
+        (
+            _part('w.o. Audio CA', clever='no_audio'),
+            _part('w.o. Video CA', clever='no_video'),
+            named('CLEVER', _SELM),
+            _DEAF,
+        ),
+        'CLEVER',
+    ),
+    _selm(
+        'tab06',
+        'The two directions of the alignment',
+        'tab06_directions',
+        (_A2V, _part('V2A Block', dam_direction='v2a'), named('DAM', _SELM), _DEAF),
+        'DAM',
+    ),
+    _selm(
+        'tab07',
+        'The two directions of the selection',
+        'tab07_selection',
+        (_part('A2V-SeM', bcsm='a2v'), _part('V2A-SeM', bcsm='v2a'), named('BCSM', _SELM), _DEAF),
+        'BCSM',
+    ),
+    _selm(
+        'tab08',
+        'The terms of the loss',
+        'tab08_losses',
+        (
+            _part('BCE', dice=False, auxiliary=False),
+            _part('+DICE', auxiliary=False),
+            named('+DICE+Aux', _SELM),
+            _DEAF,
+        ),
+        '+DICE+Aux',
+    ),
+    _selm(
+        'fig04',
+        'Masks of SelM and of two others',
+        'fig04_masks',
+        (*_SELM_METHODS[:2], _SELM_METHODS[3]),
+        'SelM (PVT-v2)',
+        ('ms3', 'avss'),
+    ),
     _selm('fig05', 'What the selection leaves', 'fig05_selection', (_NO_BCSM, _SELM), settings=('ms3',)),
-    _selm('q1', 'Is the release deaf in its alignment?', 'q1_alignment', (_NO_DAM, _A2V, _SELM, *(_code(r, slip=False) for r in (_NO_DAM, _A2V, _SELM))), settings=('ms3',)),
-    _selm('q2', 'What does a selective scan add in five steps?', 'q2_sequences', (_NO_BCSM, *(_part(name, sequence=kind) for name, kind in (('gated MLP', 'mlp'), ('GRU', 'gru'), ('self-attention', 'attention'))), _SELM), settings=('ms3',)),
-    _selm('q3', 'What does the slip in the batch order change?', 'q3_slip', tuple(replace(_code(_SELM, slip=slip), name=name, tuning='slip', train=dict(s4=dict(batch_size=n)))
-          for name, n, slip in (('batch of 1', 1, True), ('batch of 2', 2, True), ('batch of 2, mended', 2, False))), 'batch of 1', ('s4',)),
+    _selm(
+        'q1',
+        'Is the release deaf in its alignment?',
+        'q1_alignment',
+        (_NO_DAM, _A2V, _SELM, *(_code(r, slip=False) for r in (_NO_DAM, _A2V, _SELM))),
+        settings=('ms3',),
+    ),
+    _selm(
+        'q2',
+        'What does a selective scan add in five steps?',
+        'q2_sequences',
+        (
+            _NO_BCSM,
+            *(
+                _part(name, sequence=kind)
+                for name, kind in (('gated MLP', 'mlp'), ('GRU', 'gru'), ('self-attention', 'attention'))
+            ),
+            _SELM,
+        ),
+        settings=('ms3',),
+    ),
+    _selm(
+        'q3',
+        'What does the slip in the batch order change?',
+        'q3_slip',
+        tuple(
+            replace(_code(_SELM, slip=slip), name=name, tuning='slip', train=dict(s4=dict(batch_size=n)))
+            for name, n, slip in (
+                ('batch of 1', 1, True),
+                ('batch of 2', 2, True),
+                ('batch of 2, mended', 2, False),
+            )
+        ),
+        'batch of 1',
+        ('s4',),
+    ),
     _selm('q4', 'Auditory illusions, counted', 'q4_illusions', _ILLUSIONS, settings=('ms3',)),
     _selm('claims', 'Every claim of the paper that a number supports', 'claims', (), '', (), last=True),
 )
 
 # %% ../../nbs/papers/20_experiments.ipynb #e01c010c
-def _dde(name:str, encoder:str='mit', **options:Any) -> Row: return Row(name, options, model='ddeseg', encoder=encoder)
+def _dde(name: str, encoder: str = 'mit', **options: Any) -> Row:
+    return Row(name, options, model='ddeseg', encoder=encoder)
 
-_STEPS = {'Baseline': dict(derivation='none', discrimination=False, elimination='none'), 'Deri.': dict(discrimination=False, elimination='none'),
-          'DEM (Deri.+Disc.)': dict(elimination='none'), 'DEM+DDM (Ours)': {}}
+
+_STEPS = {
+    'Baseline': dict(derivation='none', discrimination=False, elimination='none'),
+    'Deri.': dict(discrimination=False, elimination='none'),
+    'DEM (Deri.+Disc.)': dict(elimination='none'),
+    'DEM+DDM (Ours)': {},
+}
 _AUDIO = dict(VGGish='mit', HTSAT='mit_htsat')
-_FACTORIAL = tuple(_dde(f'{step}, {audio}', encoder, **options) for audio, encoder in _AUDIO.items() for step, options in _STEPS.items())
+_FACTORIAL = tuple(
+    _dde(f'{step}, {audio}', encoder, **options)
+    for audio, encoder in _AUDIO.items()
+    for step, options in _STEPS.items()
+)
 _OURS, _SILENT = _dde('DDESEG (OURS) (Trans., VGGish)'), replace(CONTROL, model='ddeseg', encoder='mit')
-_TWO = tuple(replace(b, name=name) for b, name in zip(BASELINES, ('TPAVI [53] (PVT-V2-B5, VGGish)', 'AVSegFormer [12] (PVT-V2-B5, VGGish)')))
+_TWO = tuple(
+    replace(b, name=name)
+    for b, name in zip(BASELINES, ('TPAVI [53] (PVT-V2-B5, VGGish)', 'AVSegFormer [12] (PVT-V2-B5, VGGish)'))
+)
 _BOTH_AUDIO = (_OURS, _dde('DDESEG (OURS) (Trans., HTSAT)', 'mit_htsat'))
-_SAME_ENCODERS = (Row('SDAVS', encoder='pvt'), named('TPAVI', _TWO[0]), named('AVSegFormer', _TWO[1]), Row('SelM', model='selm', encoder='pvt'), _dde('DDESeg', 'pvt'))
+_SAME_ENCODERS = (
+    Row('SDAVS', encoder='pvt'),
+    named('TPAVI', _TWO[0]),
+    named('AVSegFormer', _TWO[1]),
+    Row('SelM', model='selm', encoder='pvt'),
+    _dde('DDESeg', 'pvt'),
+)
 _REFINED = ('ms3', 'avss')
 
-def _ddeseg(id:str, title:str, notebook:str, rows:tuple[Row, ...], reference:str, settings:tuple[str, ...]=_REFINED, **kw:Any) -> Experiment:
-    return Experiment('ddeseg', id, title, f'ddeseg_{notebook}', settings, rows, reference, **{'metrics': ('J', 'F', 'J&F'), **kw})
+
+def _ddeseg(
+    id: str,
+    title: str,
+    notebook: str,
+    rows: tuple[Row, ...],
+    reference: str,
+    settings: tuple[str, ...] = _REFINED,
+    **kw: Any,
+) -> Experiment:
+    return Experiment(
+        'ddeseg',
+        id,
+        title,
+        f'ddeseg_{notebook}',
+        settings,
+        rows,
+        reference,
+        **{'metrics': ('J', 'F', 'J&F'), **kw},
+    )
+
 
 DDESEG = (
-    _ddeseg('tab01', 'DDESeg among the methods on AVSBench', 'tab01_methods', (*_TWO, _dde('DDESEG (OURS) (PVT-V2-B5, VGGish)', 'pvt'), *_BOTH_AUDIO, _SILENT), _OURS.name, ('s4', 'ms3', 'avss')),
-    _ddeseg('tab02', 'DDESeg on VPO', 'tab02_vpo', (*_BOTH_AUDIO, replace(_SILENT, settings=('vpo-msmi',))), _OURS.name, ('vpo-ss', 'vpo-ms', 'vpo-msmi')),
-    _ddeseg('tab03', 'The modules', 'tab03_modules', (*(_dde(name, **options) for name, options in _STEPS.items()), _SILENT), 'DEM+DDM (Ours)'),
-    _ddeseg('tab04', 'How what is not seen is eliminated', 'tab04_elimination', tuple(_dde(name, elimination=scheme) for name, scheme in zip(
-        ('① wo/Elimination', '② FC+Sigmoid', '③ CA+FC+Sigmoid', '④ SK+CA+FC+Sigmoid', '⑤ GS+CA+FC+Sigmoid'), ('none', 'fc', 'ca', 'sk', 'gs'))), '⑤ GS+CA+FC+Sigmoid'),
-    _ddeseg('fig05', 'Masks of DDESeg and of two others', 'fig05_masks', (*_TWO, _dde('Baseline', **_STEPS['Baseline']), _OURS), _OURS.name),
-    _ddeseg('fig06', 'What the sound has become: t-SNE and the linear probe', 'fig06_embeddings',
-            (*(replace(r, name={'Baseline, VGGish': 'Baseline', 'DEM+DDM (Ours), VGGish': 'w/ DDM+DEM'}.get(r.name, r.name)) for r in _FACTORIAL), *_SAME_ENCODERS), 'Baseline', ('avss',)),
-    _ddeseg('q1', 'Additive or multiplicative derivation?', 'q1_derivation', (_dde('additive (text)'), _dde('multiplicative (code)', derivation='multiply')), 'additive (text)'),
+    _ddeseg(
+        'tab01',
+        'DDESeg among the methods on AVSBench',
+        'tab01_methods',
+        (*_TWO, _dde('DDESEG (OURS) (PVT-V2-B5, VGGish)', 'pvt'), *_BOTH_AUDIO, _SILENT),
+        _OURS.name,
+        ('s4', 'ms3', 'avss'),
+    ),
+    _ddeseg(
+        'tab02',
+        'DDESeg on VPO',
+        'tab02_vpo',
+        (*_BOTH_AUDIO, replace(_SILENT, settings=('vpo-msmi',))),
+        _OURS.name,
+        ('vpo-ss', 'vpo-ms', 'vpo-msmi'),
+    ),
+    _ddeseg(
+        'tab03',
+        'The modules',
+        'tab03_modules',
+        (*(_dde(name, **options) for name, options in _STEPS.items()), _SILENT),
+        'DEM+DDM (Ours)',
+    ),
+    _ddeseg(
+        'tab04',
+        'How what is not seen is eliminated',
+        'tab04_elimination',
+        tuple(
+            _dde(name, elimination=scheme)
+            for name, scheme in zip(
+                (
+                    '① wo/Elimination',
+                    '② FC+Sigmoid',
+                    '③ CA+FC+Sigmoid',
+                    '④ SK+CA+FC+Sigmoid',
+                    '⑤ GS+CA+FC+Sigmoid',
+                ),
+                ('none', 'fc', 'ca', 'sk', 'gs'),
+            )
+        ),
+        '⑤ GS+CA+FC+Sigmoid',
+    ),
+    _ddeseg(
+        'fig05',
+        'Masks of DDESeg and of two others',
+        'fig05_masks',
+        (*_TWO, _dde('Baseline', **_STEPS['Baseline']), _OURS),
+        _OURS.name,
+    ),
+    _ddeseg(
+        'fig06',
+        'What the sound has become: t-SNE and the linear probe',
+        'fig06_embeddings',
+        (
+            *(
+                replace(
+                    r,
+                    name={'Baseline, VGGish': 'Baseline', 'DEM+DDM (Ours), VGGish': 'w/ DDM+DEM'}.get(
+                        r.name, r.name
+                    ),
+                )
+                for r in _FACTORIAL
+            ),
+            *_SAME_ENCODERS,
+        ),
+        'Baseline',
+        ('avss',),
+    ),
+    _ddeseg(
+        'q1',
+        'Additive or multiplicative derivation?',
+        'q1_derivation',
+        (_dde('additive (text)'), _dde('multiplicative (code)', derivation='multiply')),
+        'additive (text)',
+    ),
     _ddeseg('q2', 'Gumbel noise at test time', 'q2_gumbel', (_OURS,), _OURS.name, ('ms3',)),
-    _ddeseg('q3', 'Choosing the checkpoint on the test split', 'q3_selection', (replace(_OURS, tuning='selection', train=dict(s4=dict(watch_test=True)), seeds=4),), _OURS.name, ('s4',)),
+    _ddeseg(
+        'q3',
+        'Choosing the checkpoint on the test split',
+        'q3_selection',
+        (replace(_OURS, tuning='selection', train=dict(s4=dict(watch_test=True)), seeds=4),),
+        _OURS.name,
+        ('s4',),
+    ),
     _ddeseg('q4', 'One set of predictions under two protocols', 'q4_protocols', _SAME_ENCODERS, 'DDESeg'),
-    _ddeseg('q5', 'Audio encoder times module', 'q5_factorial', tuple(replace(r, against='' if 'Base' in r.name else 'Baseline' + r.name[r.name.rindex(','):]) for r in _FACTORIAL), 'Baseline, VGGish'),
+    _ddeseg(
+        'q5',
+        'Audio encoder times module',
+        'q5_factorial',
+        tuple(
+            replace(r, against='' if 'Base' in r.name else 'Baseline' + r.name[r.name.rindex(',') :])
+            for r in _FACTORIAL
+        ),
+        'Baseline, VGGish',
+    ),
     _ddeseg('claims', 'Every claim of the paper that a number supports', 'claims', (), '', (), last=True),
 )
 
 # %% ../../nbs/papers/20_experiments.ipynb #e47c0de5
-EXPERIMENTS = {(e.paper, e.id): e for e in (
-    Experiment('sdavs', 'tab01', 'SDAVS among the methods, binary masks', 'sdavs_tab01_methods', BOTH, (*BASELINES, *ENCODERS), 'SDAVS(Ours) (PVT-v2)'),
-    Experiment('sdavs', 'tab02', 'SDAVS among the methods, classes', 'sdavs_tab02_semantic', ('avss',), (*BASELINES, *ENCODERS), 'SDAVS(Ours) (PVT-v2)', metrics=('J', 'F', 'J&F')),
-    Experiment('sdavs', 'tab03', 'The proposed modules', 'sdavs_tab03_modules', BOTH, (NO_SNRP, Row('w/o DAMF', dict(damf=False)), FULL, CONTROL)),
-    Experiment('sdavs', 'tab04', 'The two selectors of SNRP', 'sdavs_tab04_selectors', BOTH, (Row('w/o CFS', dict(cfs=False)), Row('w/o SFS', dict(sfs=False)), FULL, CONTROL)),
-    Experiment('sdavs', 'tab05', 'SNRP before or after the fusion', 'sdavs_tab05_position', BOTH, (named('Pre', FULL), Row('After', dict(snrp_position='after')), CONTROL), 'Pre'),
-    Experiment('sdavs', 'tab06', 'The parts of DAMF', 'sdavs_tab06_damf', BOTH,
-               (Row('only A→V', dict(direction='a2v')), Row('only V→A', dict(direction='v2a')), NO_STC, FULL, CONTROL)),
-    Experiment('sdavs', 'tab07', 'Consistency of sound and sight before and after DAMF', 'sdavs_tab07_consistency', ('ms3',), (FULL, CONTROL)),
-    Experiment('sdavs', 'tab08', 'How the two streams interact', 'sdavs_tab08_interaction', BOTH,
-               (Row('straight', dict(interaction='straight')), Row('add', dict(interaction='add')), named('⊙', FULL), CONTROL), '⊙'),
-    Experiment('sdavs', 'tab09', 'Noise over the sound', 'sdavs_tab09_noise', ('ms3',), (NO_SNRP, FULL, CONTROL)),
-    Experiment('sdavs', 'tab10', 'Cost of every part', 'sdavs_tab10_efficiency', (), ()),
-    Experiment('sdavs', 'tab11', 'Long videos with tracks, without training on them', 'sdavs_tab11_tracks', ('avss',), (FULL, CONTROL)),
-    Experiment('sdavs', 'tab12', 'Stereo sound and several instances', 'sdavs_tab12_vpo', ('vpo-ss', 'vpo-ms', 'vpo-msmi'),
-               (named('Ours', FULL), Row('Ours, mono', mono=True, settings=('vpo-msmi',)), CONTROL), 'Ours', metrics=('mIoU', 'F', 'FDR')),
-    Experiment('sdavs', 'fig03', 'Masks of every model, and where they fail (Figs. 3 and 10)', 'sdavs_fig03_masks', BOTH, (NO_SNRP, Row('w/o DAMF', dict(damf=False)), FULL, CONTROL)),
-    Experiment('sdavs', 'fig04', 'Classes, picture by picture', 'sdavs_fig04_semantic', ('avss',), ENCODERS, 'SDAVS(Ours) (PVT-v2)'),
-    Experiment('sdavs', 'fig05', 'What the selectors of SNRP leave', 'sdavs_fig05_selectors', ('ms3',), (FULL,)),
-    Experiment('sdavs', 'fig06', 'Sound and sight before and after DAMF', 'sdavs_fig06_damf', ('ms3',), (FULL,)),
-    Experiment('sdavs', 'fig07', 'DAMF without its parts', 'sdavs_fig07_parts', ('ms3',), (NO_STC, Row('w/o RM', dict(interaction='straight')), FULL)),
-    Experiment('sdavs', 'fig08', 'Responses by place and by channel', 'sdavs_fig08_responses', ('ms3',), (NO_SNRP, FULL)),
-    Experiment('sdavs', 'claims', 'Every claim of the paper that a number supports', 'sdavs_claims', (), (), last=True),
-    *ROBUST, *SELM, *DDESEG,
-)}
+EXPERIMENTS = {
+    (e.paper, e.id): e
+    for e in (
+        Experiment(
+            'sdavs',
+            'tab01',
+            'SDAVS among the methods, binary masks',
+            'sdavs_tab01_methods',
+            BOTH,
+            (*BASELINES, *ENCODERS),
+            'SDAVS(Ours) (PVT-v2)',
+        ),
+        Experiment(
+            'sdavs',
+            'tab02',
+            'SDAVS among the methods, classes',
+            'sdavs_tab02_semantic',
+            ('avss',),
+            (*BASELINES, *ENCODERS),
+            'SDAVS(Ours) (PVT-v2)',
+            metrics=('J', 'F', 'J&F'),
+        ),
+        Experiment(
+            'sdavs',
+            'tab03',
+            'The proposed modules',
+            'sdavs_tab03_modules',
+            BOTH,
+            (NO_SNRP, Row('w/o DAMF', dict(damf=False)), FULL, CONTROL),
+        ),
+        Experiment(
+            'sdavs',
+            'tab04',
+            'The two selectors of SNRP',
+            'sdavs_tab04_selectors',
+            BOTH,
+            (Row('w/o CFS', dict(cfs=False)), Row('w/o SFS', dict(sfs=False)), FULL, CONTROL),
+        ),
+        Experiment(
+            'sdavs',
+            'tab05',
+            'SNRP before or after the fusion',
+            'sdavs_tab05_position',
+            BOTH,
+            (named('Pre', FULL), Row('After', dict(snrp_position='after')), CONTROL),
+            'Pre',
+        ),
+        Experiment(
+            'sdavs',
+            'tab06',
+            'The parts of DAMF',
+            'sdavs_tab06_damf',
+            BOTH,
+            (
+                Row('only A→V', dict(direction='a2v')),
+                Row('only V→A', dict(direction='v2a')),
+                NO_STC,
+                FULL,
+                CONTROL,
+            ),
+        ),
+        Experiment(
+            'sdavs',
+            'tab07',
+            'Consistency of sound and sight before and after DAMF',
+            'sdavs_tab07_consistency',
+            ('ms3',),
+            (FULL, CONTROL),
+        ),
+        Experiment(
+            'sdavs',
+            'tab08',
+            'How the two streams interact',
+            'sdavs_tab08_interaction',
+            BOTH,
+            (
+                Row('straight', dict(interaction='straight')),
+                Row('add', dict(interaction='add')),
+                named('⊙', FULL),
+                CONTROL,
+            ),
+            '⊙',
+        ),
+        Experiment(
+            'sdavs', 'tab09', 'Noise over the sound', 'sdavs_tab09_noise', ('ms3',), (NO_SNRP, FULL, CONTROL)
+        ),
+        Experiment('sdavs', 'tab10', 'Cost of every part', 'sdavs_tab10_efficiency', (), ()),
+        Experiment(
+            'sdavs',
+            'tab11',
+            'Long videos with tracks, without training on them',
+            'sdavs_tab11_tracks',
+            ('avss',),
+            (FULL, CONTROL),
+        ),
+        Experiment(
+            'sdavs',
+            'tab12',
+            'Stereo sound and several instances',
+            'sdavs_tab12_vpo',
+            ('vpo-ss', 'vpo-ms', 'vpo-msmi'),
+            (named('Ours', FULL), Row('Ours, mono', mono=True, settings=('vpo-msmi',)), CONTROL),
+            'Ours',
+            metrics=('mIoU', 'F', 'FDR'),
+        ),
+        Experiment(
+            'sdavs',
+            'fig03',
+            'Masks of every model, and where they fail (Figs. 3 and 10)',
+            'sdavs_fig03_masks',
+            BOTH,
+            (NO_SNRP, Row('w/o DAMF', dict(damf=False)), FULL, CONTROL),
+        ),
+        Experiment(
+            'sdavs',
+            'fig04',
+            'Classes, picture by picture',
+            'sdavs_fig04_semantic',
+            ('avss',),
+            ENCODERS,
+            'SDAVS(Ours) (PVT-v2)',
+        ),
+        Experiment(
+            'sdavs', 'fig05', 'What the selectors of SNRP leave', 'sdavs_fig05_selectors', ('ms3',), (FULL,)
+        ),
+        Experiment(
+            'sdavs', 'fig06', 'Sound and sight before and after DAMF', 'sdavs_fig06_damf', ('ms3',), (FULL,)
+        ),
+        Experiment(
+            'sdavs',
+            'fig07',
+            'DAMF without its parts',
+            'sdavs_fig07_parts',
+            ('ms3',),
+            (NO_STC, Row('w/o RM', dict(interaction='straight')), FULL),
+        ),
+        Experiment(
+            'sdavs',
+            'fig08',
+            'Responses by place and by channel',
+            'sdavs_fig08_responses',
+            ('ms3',),
+            (NO_SNRP, FULL),
+        ),
+        Experiment(
+            'sdavs',
+            'claims',
+            'Every claim of the paper that a number supports',
+            'sdavs_claims',
+            (),
+            (),
+            last=True,
+        ),
+        *ROBUST,
+        *SELM,
+        *DDESEG,
+    )
+}
 
 # %% ../../nbs/papers/20_experiments.ipynb #c088b5c4
-def select_experiments(paper:str|None=None, only:Iterable[str]=()) -> list[Experiment]:
+def select_experiments(paper: str | None = None, only: Iterable[str] = ()) -> list[Experiment]:
     "The experiments of a paper (or of all), or those of the given ids; `InputError` for a name that does not exist."
     papers = sorted({p for p, _ in EXPERIMENTS})
-    if paper is not None and paper not in papers: raise unknown('paper', paper, papers)
+    if paper is not None and paper not in papers:
+        raise unknown('paper', paper, papers)
     chosen = [e for e in EXPERIMENTS.values() if paper in (None, e.paper)]
     for name in only:
-        if name not in {e.id for e in chosen}: raise unknown('table or figure', name, [e.id for e in chosen])
+        if name not in {e.id for e in chosen}:
+            raise unknown('table or figure', name, [e.id for e in chosen])
     return [e for e in chosen if not only or e.id in only]
 
 # %% ../../nbs/papers/20_experiments.ipynb #ee57d07f
-SHARED_WEIGHTS = dict(mobilenetv1_100='mobilenetv1_100_imagenet.safetensors', yamnet='yamnet_audioset.safetensors')
+SHARED_WEIGHTS = dict(
+    mobilenetv1_100='mobilenetv1_100_imagenet.safetensors', yamnet='yamnet_audioset.safetensors'
+)
 
-def shared_weights(profile:Profile, source:str, backbone:str) -> Path:
+
+def shared_weights(profile: Profile, source: str, backbone: str) -> Path:
     "The local file with the weights of `backbone`; `InputError` with the remedy if there is no such folder."
     folder = find_shared('weights')
-    check(folder is not None, f"profile '{profile.name}' on {source} needs encoder weights: set AVSREPRO_WEIGHTS to the folder with {' and '.join(SHARED_WEIGHTS.values())}, or put it at data/weights in the checkout.")
-    return folder/SHARED_WEIGHTS[backbone]
+    check(
+        folder is not None,
+        f"profile '{profile.name}' on {source} needs encoder weights: set AVSREPRO_WEIGHTS to the folder with {' and '.join(SHARED_WEIGHTS.values())}, or put it at data/weights in the checkout.",
+    )
+    return folder / SHARED_WEIGHTS[backbone]
 
-def encoder_options(profile:Profile, source:str, variants:Iterable[str]=('',), progress:bool=True) -> dict[str, dict[str, Any]]:
+
+def encoder_options(
+    profile: Profile, source: str, variants: Iterable[str] = ('',), progress: bool = True
+) -> dict[str, dict[str, Any]]:
     "For each variant ('' is the profile's own) the options of `create_model` for the encoders: names, what is frozen, and the files of their weights. Encoders that a bank has to train are trained together."
     chosen = {v: profile.encoder(source, v) for v in variants}
     bank, wanted = 'procedural' if source == 'avsbench' else source, {}
-    config = lambda what, e: PretrainConfig(what, e['backbone' if what == 'visual' else 'audio'], e.get('backbone_options', {}) if what == 'visual' else {}, bank, **profile.pretrain[what])
+    config = lambda what, e: PretrainConfig(
+        what,
+        e['backbone' if what == 'visual' else 'audio'],
+        e.get('backbone_options', {}) if what == 'visual' else {},
+        bank,
+        **profile.pretrain[what],
+    )
     for what in ('audio', 'visual'):  # HTS-AT takes longest, so hearing first
         for v, e in sorted(chosen.items(), key=lambda i: not i[1]['audio'].startswith('htsat')):
-            if e[f'{what}_weights'] == 'pretrain': wanted[v, what] = config(what, e)
+            if e[f'{what}_weights'] == 'pretrain':
+                wanted[v, what] = config(what, e)
     trained = dict(zip(wanted, pretrained_encoders(list(wanted.values()), progress=progress)))
     for v, e in chosen.items():
         origins = {what: e.pop(f'{what}_weights') for what in ('visual', 'audio')}
-        files = {what: str(trained[v, what] if origin == 'pretrain' else shared_weights(profile, source, e['backbone' if what == 'visual' else 'audio'])) for what, origin in origins.items() if origin != 'timm'}
+        files = {
+            what: str(
+                trained[v, what]
+                if origin == 'pretrain'
+                else shared_weights(profile, source, e['backbone' if what == 'visual' else 'audio'])
+            )
+            for what, origin in origins.items()
+            if origin != 'timm'
+        }
         e.update(weights=files) if files else e.update(pretrained=True)
     return chosen
 
-def halved(data:dict[str, Any], train:dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+
+def halved(data: dict[str, Any], train: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     "Training on a mixture of 2N items in half the epochs; where those are odd, generated data have as many fewer items that the steps stay the same."
     epochs, N = train['epochs'], data.get('config', {}).get('train')
-    if epochs % 2 and N: data = {**data, 'mixture': {**data['mixture'], 'items': round(N*epochs/(epochs//2 + 1))}}
-    return data, {**train, 'epochs': -(-epochs//2)}
+    if epochs % 2 and N:
+        data = {**data, 'mixture': {**data['mixture'], 'items': round(N * epochs / (epochs // 2 + 1))}}
+    return data, {**train, 'epochs': -(-epochs // 2)}
+
 
 ALONE = {'ms3': 's4', 'vpo-ms': 'vpo-ss', 'vpo-msmi': 'vpo-ss'}  # where the single sounds of a download are
 
-def memory_of(options:dict[str, Any],  # of the run
-              data:dict[str, Any], setting:str, progress:bool=True) -> str:
+
+def memory_of(
+    options: dict[str, Any],  # of the run
+    data: dict[str, Any],
+    setting: str,
+    progress: bool = True,
+) -> str:
     "The file with the semantic memory of a run of DDESeg: single sounds of its training data as its audio encoder hears them; for MS3, which does not say what sounds, those of S4, and for VPO's mixtures those of VPO-SS."
     from avsrepro.nn.backbones import create_audio_backbone
+
     inner = options.get('audio_options', {})
-    encoder = create_audio_backbone(options['audio'], pretrained=options.get('pretrained', False), weights=options.get('weights', {}).get('audio'), **inner)
-    if 'config' in data: sounds = BankRecordings(data['config']['bank'], channels=2 if inner.get('stereo') else 1)
+    encoder = create_audio_backbone(
+        options['audio'],
+        pretrained=options.get('pretrained', False),
+        weights=options.get('weights', {}).get('audio'),
+        **inner,
+    )
+    if 'config' in data:
+        sounds = BankRecordings(data['config']['bank'], channels=2 if inner.get('stereo') else 1)
     else:
         own, alone = open_splits(data, setting), ALONE.get(setting, setting)
-        single = own if alone == setting else open_splits({**data, **describe(data['source'], Path(data['root']), alone, {}, data['size'])}, alone)
-        sounds = ClipSounds(single['train'], [s[k] for s in (own, single)[:1 if single is own else 2] for k in ('val', 'test')])
+        single = (
+            own
+            if alone == setting
+            else open_splits(
+                {**data, **describe(data['source'], Path(data['root']), alone, {}, data['size'])}, alone
+            )
+        )
+        sounds = ClipSounds(
+            single['train'],
+            [s[k] for s in (own, single)[: 1 if single is own else 2] for k in ('val', 'test')],
+        )
     return str(memory_file(sounds, encoder, progress=progress))
 
-def seeds_of(row:Row, profile:Profile, given:Sequence[int]|None=None) -> tuple[int, ...]:
+
+def seeds_of(row: Row, profile: Profile, given: Sequence[int] | None = None) -> tuple[int, ...]:
     "The seeds of a row: those given, or the profile's; for a question about the spread no fewer than it needs."
     return max(tuple(given or profile.seeds), tuple(range(row.seeds)), key=len)
 
-def plan(experiment:Experiment, profile:Profile, data:str='procedural', seeds:Sequence[int]|None=None, progress:bool=True) -> list[RunSpec]:
+
+def plan(
+    experiment: Experiment,
+    profile: Profile,
+    data: str = 'procedural',
+    seeds: Sequence[int] | None = None,
+    progress: bool = True,
+) -> list[RunSpec]:
     "The runs of an experiment: rows x settings x seeds; none for one that trains nothing."
     source, root = locate(data)
-    if not experiment.rows: return []
+    if not experiment.rows:
+        return []
     encoders = encoder_options(profile, source, dict.fromkeys(r.encoder for r in experiment.rows), progress)
     commit()  # now: after an hour of training the checkout may be another
     specs, memories = [], {}
     for setting in experiment.settings:
         scenes = profile.scenes.get(source, {}).get(setting, {})
         for row in experiment.rows:
-            if row.settings and setting not in row.settings: continue
+            if row.settings and setting not in row.settings:
+                continue
             described = describe(source, root, setting, scenes, profile.size, row.mono, row.mixture or None)
             train = {**profile.training(row.model, setting, row.tuning), **row.train.get(setting, {})}
-            if train.get('loss') and (guide := row.options.get('guidance')): train['loss'] = {**train['loss'], 'guidance': guide.get('weight', 1.)}
-            if row.mixture and 'items' not in row.mixture: described, train = halved(described, train)
+            if train.get('loss') and (guide := row.options.get('guidance')):
+                train['loss'] = {**train['loss'], 'guidance': guide.get('weight', 1.0)}
+            if row.mixture and 'items' not in row.mixture:
+                described, train = halved(described, train)
             options = {**encoders[row.encoder], **profile.model.get(row.model, {}), **row.options}
-            if (classes := num_classes(described, setting)) > 1: options['num_classes'] = classes
-            if setting in VPO_SETTINGS: options['audio_options'] = dict(stereo=True)
+            if (classes := num_classes(described, setting)) > 1:
+                options['num_classes'] = classes
+            if setting in VPO_SETTINGS:
+                options['audio_options'] = dict(stereo=True)
             if row.model == 'ddeseg':
                 key = (row.encoder, setting in VPO_SETTINGS, setting if source == 'avsbench' else '')
-                if key not in memories: memories[key] = memory_of(options, described, setting, progress)
+                if key not in memories:
+                    memories[key] = memory_of(options, described, setting, progress)
                 options['memory'] = memories[key]
-            specs += [RunSpec(paper=experiment.paper, row=row.name, setting=setting, model=row.model, options=options, data=described,
-                              train=train, seed=seed, audio=row.audio, profile=profile.name) for seed in seeds_of(row, profile, seeds)]
+            specs += [
+                RunSpec(
+                    paper=experiment.paper,
+                    row=row.name,
+                    setting=setting,
+                    model=row.model,
+                    options=options,
+                    data=described,
+                    train=train,
+                    seed=seed,
+                    audio=row.audio,
+                    profile=profile.name,
+                )
+                for seed in seeds_of(row, profile, seeds)
+            ]
     return specs
 
-def missing(experiment:Experiment, source:str, root:Path|None) -> list[str]:
+
+def missing(experiment: Experiment, source: str, root: Path | None) -> list[str]:
     "The settings of an experiment that a folder of downloads does not hold; generated data hold all."
     return [s for s in experiment.settings if source == 'avsbench' and not table_of(root, s).is_file()]
 
-def run_experiment(experiment:Experiment, profile:str='quick', data:str='procedural', seeds:Sequence[int]|None=None,
-                   jobs:int|None=None, progress:bool=True) -> list[RunResult]:
+
+def run_experiment(
+    experiment: Experiment,
+    profile: str = 'quick',
+    data: str = 'procedural',
+    seeds: Sequence[int] | None = None,
+    jobs: int | None = None,
+    progress: bool = True,
+) -> list[RunResult]:
     "Results of all runs of an experiment, from the store or trained now, `jobs` at a time (default: one a core)."
-    return run_all(plan(experiment, get_profile(profile), data, seeds, progress), jobs=jobs, progress=progress)
+    return run_all(
+        plan(experiment, get_profile(profile), data, seeds, progress), jobs=jobs, progress=progress
+    )

@@ -15,36 +15,62 @@ from ..core.errors import check, unknown
 # %% ../../nbs/papers/10_published.ipynb #409a133b
 def published_tables() -> list[str]:
     "Names of the transcribed tables, such as `sdavs_tab03`."
-    return sorted(p.name.removesuffix('.csv') for p in (files('avsrepro')/'papers'/'published').iterdir() if p.name.endswith('.csv'))
+    return sorted(
+        p.name.removesuffix('.csv')
+        for p in (files('avsrepro') / 'papers' / 'published').iterdir()
+        if p.name.endswith('.csv')
+    )
 
-def published(table:str) -> pd.DataFrame:
+
+def published(table: str) -> pd.DataFrame:
     "A published table as printed; scores in percent."
-    if table not in published_tables(): raise unknown('published table', table, published_tables())
-    with (files('avsrepro')/'papers'/'published'/f'{table}.csv').open(encoding='utf-8') as f: return pd.read_csv(f).fillna(dict(setting=''))
+    if table not in published_tables():
+        raise unknown('published table', table, published_tables())
+    with (files('avsrepro') / 'papers' / 'published' / f'{table}.csv').open(encoding='utf-8') as f:
+        return pd.read_csv(f).fillna(dict(setting=''))
 
 # %% ../../nbs/papers/10_published.ipynb #ca836b10
-def published_long(table:str) -> pd.DataFrame:
+def published_long(table: str) -> pd.DataFrame:
     "Columns row, setting, metric, published of any table; a table of costs has its column names as metrics and the setting ''."
     t = published(table)
-    if 'metric' not in t: t = t.melt(id_vars='row', var_name='metric', value_name='published', ignore_index=False).sort_index(kind='stable').assign(setting='')
+    if 'metric' not in t:
+        t = (
+            t.melt(id_vars='row', var_name='metric', value_name='published', ignore_index=False)
+            .sort_index(kind='stable')
+            .assign(setting='')
+        )
     return t[['row', 'setting', 'metric', 'published']].reset_index(drop=True)
 
-def published_value(table:str, row:str, setting:str, metric:str) -> float:
+
+def published_value(table: str, row: str, setting: str, metric: str) -> float:
     "One printed number; `InputError` when the table does not have it."
     t = published_long(table)
     hit = t[(t.row == row) & (t.setting == setting) & (t.metric == metric)]
-    check(len(hit) == 1, f"{table}: expected one number for row '{row}', setting '{setting}', metric '{metric}', found {len(hit)}; the rows are {sorted(set(t.row))}.")
+    check(
+        len(hit) == 1,
+        f"{table}: expected one number for row '{row}', setting '{setting}', metric '{metric}', found {len(hit)}; the rows are {sorted(set(t.row))}.",
+    )
     return float(hit.published.iloc[0])
 
 # %% ../../nbs/papers/10_published.ipynb #00bd32bd
-def mean_errors(tables:list[str]|None=None) -> pd.DataFrame:
+def mean_errors(tables: list[str] | None = None) -> pd.DataFrame:
     "Every row with a printed J&F: `printed`, the `mean` of its printed J and F, and their difference `off`, in points."
     found = []
     for name in published_tables() if tables is None else tables:
         t = published_long(name)
-        if not {'J', 'F', 'J&F'} <= set(t.metric): continue
-        w = t.pivot(index=['row', 'setting'], columns='metric', values='published').reindex(pd.MultiIndex.from_frame(t[['row', 'setting']].drop_duplicates()))[['J', 'F', 'J&F']].dropna()
-        mean = (w.J + w.F)/2
-        found.append(pd.DataFrame(dict(printed=w['J&F'], mean=mean, off=(w['J&F'] - mean).round(6))).reset_index().assign(table=name))
-    if not found: return pd.DataFrame(columns=['table', 'row', 'setting', 'printed', 'mean', 'off'])
+        if not {'J', 'F', 'J&F'} <= set(t.metric):
+            continue
+        w = (
+            t.pivot(index=['row', 'setting'], columns='metric', values='published')
+            .reindex(pd.MultiIndex.from_frame(t[['row', 'setting']].drop_duplicates()))[['J', 'F', 'J&F']]
+            .dropna()
+        )
+        mean = (w.J + w.F) / 2
+        found.append(
+            pd.DataFrame(dict(printed=w['J&F'], mean=mean, off=(w['J&F'] - mean).round(6)))
+            .reset_index()
+            .assign(table=name)
+        )
+    if not found:
+        return pd.DataFrame(columns=['table', 'row', 'setting', 'printed', 'mean', 'off'])
     return pd.concat(found, ignore_index=True)[['table', 'row', 'setting', 'printed', 'mean', 'off']]

@@ -15,9 +15,12 @@ from ..core.errors import unknown
 # %% ../../nbs/papers/12_register.ipynb #99a72623
 COLUMNS = ['paper', 'item', 'printed', 'problem', 'corrected', 'source']
 
-def register(paper:str|None=None) -> pd.DataFrame:
+
+def register(paper: str | None = None) -> pd.DataFrame:
     "The register of one paper, or of all: text columns `COLUMNS`; `corrected` is '' where no correction is known."
-    with (files('avsrepro')/'papers'/'register.csv').open(encoding='utf-8') as f: r = pd.read_csv(f, dtype=str, keep_default_na=False)
+    with (files('avsrepro') / 'papers' / 'register.csv').open(encoding='utf-8') as f:
+        r = pd.read_csv(f, dtype=str, keep_default_na=False)
     papers = sorted(set(r.paper))
-    if paper is not None and paper not in papers: raise unknown('paper', paper, papers)
+    if paper is not None and paper not in papers:
+        raise unknown('paper', paper, papers)
     return r if paper is None else r[r.paper == paper].reset_index(drop=True)

@@ -22,84 +22,208 @@ from ..papers.experiments import EXPERIMENTS, Experiment
 from .tables import write_page
 
 # %% ../../nbs/report/30_claims.ipynb #87dc8cd2
-def pages_read(folder:Path  # results/<profile>/<data>/<paper>
-              ) -> pd.DataFrame:
+def pages_read(
+    folder: Path,  # results/<profile>/<data>/<paper>
+) -> pd.DataFrame:
     "The written pages below `folder`: page, title, date, commit, seeds, number of runs."
-    metas = {p.parent.name: json.loads(p.read_text(encoding='utf-8')) for p in sorted(folder.glob('*/meta.json'))}
-    return pd.DataFrame([dict(page=name, title=EXPERIMENTS[folder.name, name].title, written=m['written'][:10], commit=m['environment']['commit'], seeds=', '.join(map(str, m['seeds'])) or 'none', runs=len(m['run_ids']))
-                         for name, m in metas.items() if (folder.name, name) in EXPERIMENTS and name != 'claims'], columns=['page', 'title', 'written', 'commit', 'seeds', 'runs'])
+    metas = {
+        p.parent.name: json.loads(p.read_text(encoding='utf-8')) for p in sorted(folder.glob('*/meta.json'))
+    }
+    return pd.DataFrame(
+        [
+            dict(
+                page=name,
+                title=EXPERIMENTS[folder.name, name].title,
+                written=m['written'][:10],
+                commit=m['environment']['commit'],
+                seeds=', '.join(map(str, m['seeds'])) or 'none',
+                runs=len(m['run_ids']),
+            )
+            for name, m in metas.items()
+            if (folder.name, name) in EXPERIMENTS and name != 'claims'
+        ],
+        columns=['page', 'title', 'written', 'commit', 'seeds', 'runs'],
+    )
 
-def judged_claims(folder:Path) -> pd.DataFrame:
+
+def judged_claims(folder: Path) -> pd.DataFrame:
     "`claims_table` with the `reason` of every claim that was not run."
     claims, written = claims_table(folder), {p.parent.name for p in folder.glob('*/table.csv')}
-    def reason(c:Any) -> str:
-        if c.verdict != NOT_RUN: return ''
-        if (folder.name, c.page) not in EXPERIMENTS: return f'no experiment for {c.page}'
+
+    def reason(c: Any) -> str:
+        if c.verdict != NOT_RUN:
+            return ''
+        if (folder.name, c.page) not in EXPERIMENTS:
+            return f'no experiment for {c.page}'
         return f'{c.page} does not hold what is compared' if c.page in written else f'{c.page} not run'
+
     return claims.assign(reason=[reason(c) for c in claims.itertuples()])
 
-def verdict_counts(claims:pd.DataFrame) -> pd.Series:
+
+def verdict_counts(claims: pd.DataFrame) -> pd.Series:
     "Number of claims by verdict, those not run last."
-    return claims.verdict.value_counts().reindex([*VERDICTS, NOT_RUN], fill_value=0).rename('claims').rename_axis('verdict')
+    return (
+        claims.verdict.value_counts()
+        .reindex([*VERDICTS, NOT_RUN], fill_value=0)
+        .rename('claims')
+        .rename_axis('verdict')
+    )
 
 # %% ../../nbs/report/30_claims.ipynb #03b1135b
-def verdicts_markdown(claims:pd.DataFrame, level:str='###') -> str:
+def verdicts_markdown(claims: pd.DataFrame, level: str = '###') -> str:
     "A table of claims for every verdict but 'not run'."
     number = lambda v: '' if pd.isna(v) else f'{v:+.3g}' if abs(v) < 100 else f'{v:+.1f}'
-    def shown(part:pd.DataFrame) -> str:
-        ours = [f'{number(v)} [{number(l)}, {number(h)}]' for v, l, h in zip(part.ours, part.low, part.high)]
-        return part[['claim', 'where', 'metric']].assign(published=[number(v) for v in part.published], ours=ours).to_markdown(index=False, disable_numparse=True)
-    by = {v: claims[claims.verdict == v] for v in VERDICTS}
-    return '\n\n'.join(f'{level} {v.capitalize()} ({len(part)})\n\n' + (shown(part) if len(part) else 'None.') for v, part in by.items())
 
-def not_run_markdown(claims:pd.DataFrame) -> str:
+    def shown(part: pd.DataFrame) -> str:
+        ours = [f'{number(v)} [{number(l)}, {number(h)}]' for v, l, h in zip(part.ours, part.low, part.high)]
+        return (
+            part[['claim', 'where', 'metric']]
+            .assign(published=[number(v) for v in part.published], ours=ours)
+            .to_markdown(index=False, disable_numparse=True)
+        )
+
+    by = {v: claims[claims.verdict == v] for v in VERDICTS}
+    return '\n\n'.join(
+        f'{level} {v.capitalize()} ({len(part)})\n\n' + (shown(part) if len(part) else 'None.')
+        for v, part in by.items()
+    )
+
+
+def not_run_markdown(claims: pd.DataFrame) -> str:
     "Which claims were not run, and why."
     left = claims[claims.verdict == NOT_RUN]
-    if not len(left): return 'None.'
-    return left.groupby(['where', 'reason'], sort=False).agg(claims=('claim', 'size'), which=('id', ', '.join)).reset_index().to_markdown(index=False)
+    if not len(left):
+        return 'None.'
+    return (
+        left.groupby(['where', 'reason'], sort=False)
+        .agg(claims=('claim', 'size'), which=('id', ', '.join))
+        .reset_index()
+        .to_markdown(index=False)
+    )
 
 # %% ../../nbs/report/30_claims.ipynb #411135b6
-NAMES = {'J&F': 'J&F (points)', 'CKA': 'CKA', 'KL': 'KL (nats)', 'JS': 'JS (nats)', 'flops_g': 'MACs of five frames (G)', 'fps': 'frames a second'}
+NAMES = {
+    'J&F': 'J&F (points)',
+    'CKA': 'CKA',
+    'KL': 'KL (nats)',
+    'JS': 'JS (nats)',
+    'flops_g': 'MACs of five frames (G)',
+    'fps': 'frames a second',
+}
 
-def forest(claims:pd.DataFrame) -> plt.Figure:
+
+def forest(claims: pd.DataFrame) -> plt.Figure:
     "Forest plot of the judged claims, a panel for each metric; all FPR share one."
     sns.set_theme(style='whitegrid', context='notebook')
     blue, orange, grey = (sns.color_palette('colorblind')[i] for i in (0, 3, 7))
-    looks = dict(zip(VERDICTS, (dict(marker='o', color=blue), dict(marker='o', color=blue, markerfacecolor='white'), dict(marker='s', color=grey, markerfacecolor='white'), dict(marker='X', color=orange))))
+    looks = dict(
+        zip(
+            VERDICTS,
+            (
+                dict(marker='o', color=blue),
+                dict(marker='o', color=blue, markerfacecolor='white'),
+                dict(marker='s', color=grey, markerfacecolor='white'),
+                dict(marker='X', color=orange),
+            ),
+        )
+    )
     run = claims[claims.verdict != NOT_RUN]
-    run = run.assign(panel=['FPR (fraction)' if m.endswith('FPR') else NAMES.get(m, f'{m} (points)') for m in run.metric])
+    run = run.assign(
+        panel=['FPR (fraction)' if m.endswith('FPR') else NAMES.get(m, f'{m} (points)') for m in run.metric]
+    )
     panels = list(dict.fromkeys(run.panel))
     sizes = [(run.panel == p).sum() for p in panels] or [1]
-    heights = [.31*n + .15 for n in sizes]  # inches, as all below
-    total = sum(heights) + .62*len(sizes) + .75
+    heights = [0.31 * n + 0.15 for n in sizes]  # inches, as all below
+    total = sum(heights) + 0.62 * len(sizes) + 0.75
     fig = plt.figure(figsize=(10.9, total))
-    tops = [total - .4 - sum(heights[:i]) - .62*i for i in range(len(sizes))]
-    axs = [fig.add_axes((.42, (top - h)/total, .565, h/total)) for top, h in zip(tops, heights)]
-    if not panels: axs[0].set_axis_off()
+    tops = [total - 0.4 - sum(heights[:i]) - 0.62 * i for i in range(len(sizes))]
+    axs = [fig.add_axes((0.42, (top - h) / total, 0.565, h / total)) for top, h in zip(tops, heights)]
+    if not panels:
+        axs[0].set_axis_off()
     for ax, panel in zip(axs, panels):
         part = run[run.panel == panel].reset_index(drop=True)
         ax.axvline(0, color='black', lw=1)
         for y, c in part.iterrows():
             low, high = (v if pd.notna(v) else c.ours for v in (c.low, c.high))
-            ax.errorbar(c.ours, y - .12, xerr=[[max(c.ours - low, 0)], [max(high - c.ours, 0)]], capsize=3, ms=7, lw=1.6, mew=1.6, **looks[c.verdict])
-            ax.plot(c.published, y + .2, 'D', color='black', ms=5, markerfacecolor='none')
-            if pd.notna(c.bound): ax.plot([c.bound]*2, [y - .45, y + .45], '--', color='black', lw=1.4)
-        ax.set_yticks(part.index, [fill(f"{c.claim.rstrip('.')} ({c['where'].split('Table ')[-1]})", 58) for _, c in part.iterrows()], fontsize=9.5, linespacing=.95)
-        ax.set_ylim(len(part) - .4, -.6)
-        ax.tick_params(axis='x', labelsize=9.5, pad=1); ax.set_xlabel(panel, fontsize=10, labelpad=2)
+            ax.errorbar(
+                c.ours,
+                y - 0.12,
+                xerr=[[max(c.ours - low, 0)], [max(high - c.ours, 0)]],
+                capsize=3,
+                ms=7,
+                lw=1.6,
+                mew=1.6,
+                **looks[c.verdict],
+            )
+            ax.plot(c.published, y + 0.2, 'D', color='black', ms=5, markerfacecolor='none')
+            if pd.notna(c.bound):
+                ax.plot([c.bound] * 2, [y - 0.45, y + 0.45], '--', color='black', lw=1.4)
+        ax.set_yticks(
+            part.index,
+            [
+                fill(f"{c.claim.rstrip('.')} ({c['where'].split('Table ')[-1]})", 58)
+                for _, c in part.iterrows()
+            ],
+            fontsize=9.5,
+            linespacing=0.95,
+        )
+        ax.set_ylim(len(part) - 0.4, -0.6)
+        ax.tick_params(axis='x', labelsize=9.5, pad=1)
+        ax.set_xlabel(panel, fontsize=10, labelpad=2)
         ax.grid(axis='y', visible=False)
-    handles = [plt.Line2D([], [], lw=1.6, ms=7, mew=1.6, label=v, **looks[v]) for v in VERDICTS] + [plt.Line2D([], [], ls='', marker='D', color='black', markerfacecolor='none', ms=5, label='published')]
-    fig.suptitle(f'Effects: ours, by verdict, and published. {len(claims) - len(run)} of {len(claims)} claims not run.', fontsize=12, y=1 - .08/total, va='top')
-    fig.legend(handles=handles, loc='lower center', ncol=5, fontsize=10, frameon=False, bbox_to_anchor=(.5, .02/total))
+    handles = [plt.Line2D([], [], lw=1.6, ms=7, mew=1.6, label=v, **looks[v]) for v in VERDICTS] + [
+        plt.Line2D([], [], ls='', marker='D', color='black', markerfacecolor='none', ms=5, label='published')
+    ]
+    fig.suptitle(
+        f'Effects: ours, by verdict, and published. {len(claims) - len(run)} of {len(claims)} claims not run.',
+        fontsize=12,
+        y=1 - 0.08 / total,
+        va='top',
+    )
+    fig.legend(
+        handles=handles,
+        loc='lower center',
+        ncol=5,
+        fontsize=10,
+        frameon=False,
+        bbox_to_anchor=(0.5, 0.02 / total),
+    )
     return fig
 
 # %% ../../nbs/report/30_claims.ipynb #30987549
-def write_claims(experiment:Experiment, profile:str, source:str, claims:pd.DataFrame, pages:pd.DataFrame, figure:plt.Figure) -> Path:
+def write_claims(
+    experiment: Experiment,
+    profile: str,
+    source: str,
+    claims: pd.DataFrame,
+    pages: pd.DataFrame,
+    figure: plt.Figure,
+) -> Path:
     "The files of a claims page; returns the folder."
     counts = verdict_counts(claims)
-    columns = ['table', 'row', 'setting', 'metric', 'claim', 'where', 'kind', 'published', 'ours', 'low', 'high', 'verdict', 'reason', 'data', 'profile']
-    table = claims.assign(table=experiment.table, row=claims.id, data=source, profile=profile)[columns]  # `row` is the claim's id: the file has the columns that any results table has
-    text = (f'# {experiment.table}: {experiment.title}\n\nData `{source}`, profile `{profile}`. Effect of each claim, published and ours with its 95 % interval, in the metric\'s own direction (points of 100 for scores). '
-            f'The claims share runs, so the counts are not independent tests.\n\n{counts.reset_index().to_markdown(index=False)}\n\n{verdicts_markdown(claims, "##")}\n\n## Not run ({counts[NOT_RUN]})\n\n{not_run_markdown(claims)}\n\n'
-            f'## Pages read\n\n{pages.to_markdown(index=False) if len(pages) else "None."}\n')
+    columns = [
+        'table',
+        'row',
+        'setting',
+        'metric',
+        'claim',
+        'where',
+        'kind',
+        'published',
+        'ours',
+        'low',
+        'high',
+        'verdict',
+        'reason',
+        'data',
+        'profile',
+    ]
+    table = claims.assign(table=experiment.table, row=claims.id, data=source, profile=profile)[
+        columns
+    ]  # `row` is the claim's id: the file has the columns that any results table has
+    text = (
+        f'# {experiment.table}: {experiment.title}\n\nData `{source}`, profile `{profile}`. Effect of each claim, published and ours with its 95 % interval, in the metric\'s own direction (points of 100 for scores). '
+        f'The claims share runs, so the counts are not independent tests.\n\n{counts.reset_index().to_markdown(index=False)}\n\n{verdicts_markdown(claims, "##")}\n\n## Not run ({counts[NOT_RUN]})\n\n{not_run_markdown(claims)}\n\n'
+        f'## Pages read\n\n{pages.to_markdown(index=False) if len(pages) else "None."}\n'
+    )
     return write_page(experiment, profile, source, [], dict(table=table), text, dict(figure=figure))

@@ -23,129 +23,308 @@ from ..papers.claims import NOT_RUN
 from ..papers.experiments import EXPERIMENTS
 
 # %% ../../nbs/report/40_paper.ipynb #e5a0f7be
-def _number(v:float) -> str: return '-' if pd.isna(v) else f'{v:.3g}' if abs(v) < 10 else f'{v:.1f}'
+def _number(v: float) -> str:
+    return '-' if pd.isna(v) else f'{v:.3g}' if abs(v) < 10 else f'{v:.1f}'
+
 
 class PaperResults:
     "The results of a paper by profile and data: `where` has their folders, `metas` the `meta.json` of every page."
-    def __init__(self, paper:str, folder:Path|None=None  # default: the checkout's `results/`
-                ):
-        if paper not in {p for p, _ in EXPERIMENTS}: raise unknown('paper', paper, sorted({p for p, _ in EXPERIMENTS}))
+
+    def __init__(
+        self,
+        paper: str,
+        folder: Path | None = None,  # default: the checkout's `results/`
+    ):
+        if paper not in {p for p, _ in EXPERIMENTS}:
+            raise unknown('paper', paper, sorted({p for p, _ in EXPERIMENTS}))
         folder = folder or results_dir()
         self.paper, self.experiments = paper, [e for e in EXPERIMENTS.values() if e.paper == paper]
-        self.where = {f'{p.parent.parent.name}, {p.parent.name}': p for p in sorted(folder.glob(f'*/*/{paper}')) if p.is_dir()} if folder.is_dir() else {}
-        self.metas = {(name, m.parent.name): json.loads(m.read_text(encoding='utf-8')) for name, p in self.where.items() for m in sorted(p.glob('*/meta.json'))}
+        self.where = (
+            {
+                f'{p.parent.parent.name}, {p.parent.name}': p
+                for p in sorted(folder.glob(f'*/*/{paper}'))
+                if p.is_dir()
+            }
+            if folder.is_dir()
+            else {}
+        )
+        self.metas = {
+            (name, m.parent.name): json.loads(m.read_text(encoding='utf-8'))
+            for name, p in self.where.items()
+            for m in sorted(p.glob('*/meta.json'))
+        }
 
     def pages(self) -> str:
         "All pages with a link, and when each was run for which profile and data."
-        state = lambda k: f"{self.metas[k]['written'][:10]}, seeds {', '.join(map(str, self.metas[k]['seeds'])) or 'none'}" if k in self.metas else 'not run yet'
-        return pd.DataFrame([{'page': e.id, 'experiment': f'[{e.title}](../experiments/{e.notebook}.ipynb)', **{name: state((name, e.id)) for name in self.where}} for e in self.experiments]).to_markdown(index=False)
+        state = lambda k: (
+            f"{self.metas[k]['written'][:10]}, seeds {', '.join(map(str, self.metas[k]['seeds'])) or 'none'}"
+            if k in self.metas
+            else 'not run yet'
+        )
+        return pd.DataFrame(
+            [
+                {
+                    'page': e.id,
+                    'experiment': f'[{e.title}](../experiments/{e.notebook}.ipynb)',
+                    **{name: state((name, e.id)) for name in self.where},
+                }
+                for e in self.experiments
+            ]
+        ).to_markdown(index=False)
 
     def on_what(self) -> str:
         "A line for every profile: how many pages, on which machines they were computed, and by which commits their models were trained."
-        def line(profile:str) -> str:
+
+        def line(profile: str) -> str:
             found = {k: m for k, m in self.metas.items() if k[0].split(', ')[0] == profile}
-            if not found: return f'- `{profile}`: not run yet; there is no `results/{profile}` with pages of this paper.' + (' It is meant for a machine with a GPU, and has not been run on one.' if profile == 'full' else '')
-            devices = sorted({d for m in found.values() for d in m.get('devices') or [m['environment']['device']]})
+            if not found:
+                return (
+                    f'- `{profile}`: not run yet; there is no `results/{profile}` with pages of this paper.'
+                    + (
+                        ' It is meant for a machine with a GPU, and has not been run on one.'
+                        if profile == 'full'
+                        else ''
+                    )
+                )
+            devices = sorted(
+                {d for m in found.values() for d in m.get('devices') or [m['environment']['device']]}
+            )
             trained = sorted({c for m in found.values() for c in m.get('trained_at', [])})
             return f"- `{profile}`: {len(found)} page{'s' if len(found) > 1 else ''}, computed on {'; '.join(devices)}; trained at {', '.join(trained) or 'no commit: nothing was trained'}."
+
         return '\n'.join(line(p) for p in PROFILES if p != 'smoke')
 
     def claims(self) -> str:
         "The claims by verdict, for every profile and data."
-        def part(name:str) -> str:
-            path = self.where[name]/'claims'/'table.csv'
-            if not path.is_file(): return f'### {name}\n\nClaims: not run yet.'
+
+        def part(name: str) -> str:
+            path = self.where[name] / 'claims' / 'table.csv'
+            if not path.is_file():
+                return f'### {name}\n\nClaims: not run yet.'
             t, written = pd.read_csv(path), self.metas.get((name, 'claims'), {}).get('written', '')
-            newer = [i for (n, i), m in self.metas.items() if n == name and i.startswith('tab') and m['written'] > written]
+            newer = [
+                i
+                for (n, i), m in self.metas.items()
+                if n == name and i.startswith('tab') and m['written'] > written
+            ]
             said = '; '.join(f'{(t.verdict == v).sum()} {v}' for v in (*VERDICTS, NOT_RUN))
             run, reach = t[t.verdict != NOT_RUN], {}
-            if {'setting', 'metric'} <= set(t): reach = {k: of[-1] for k in set(zip(run.setting, run.metric)) if all(isinstance(x, str) for x in k) and (of := self.seed_reach(name, *k))}
-            small = lambda c: (k := (getattr(c, 'setting', None), c.metric)) in reach and abs(c.ours) < reach[k]
+            if {'setting', 'metric'} <= set(t):
+                reach = {
+                    k: of[-1]
+                    for k in set(zip(run.setting, run.metric))
+                    if all(isinstance(x, str) for x in k) and (of := self.seed_reach(name, *k))
+                }
+            small = lambda c: (
+                (k := (getattr(c, 'setting', None), c.metric)) in reach and abs(c.ours) < reach[k]
+            )
             star = lambda c: ' \\*' if small(c) else ''
             known = sum((getattr(c, 'setting', None), c.metric) in reach for c in run.itertuples())
-            seeds = f' Of {known} where several seeds were trained, {sum(map(small, run.itertuples()))} are no larger than seeds alone can make a difference; they are marked *.' if known else ''
-            out = [f'### {name}', f'Of {len(t)} claims: {said}.{seeds}' + (f" Judged before {', '.join(newer)} changed last, so to be judged again." if newer else '')]
+            seeds = (
+                f' Of {known} where several seeds were trained, {sum(map(small, run.itertuples()))} are no larger than seeds alone can make a difference; they are marked *.'
+                if known
+                else ''
+            )
+            out = [
+                f'### {name}',
+                f'Of {len(t)} claims: {said}.{seeds}'
+                + (
+                    f" Judged before {', '.join(newer)} changed last, so to be judged again." if newer else ''
+                ),
+            ]
             for v in VERDICTS:
-                lines = [f'- {c.claim} ({c.metric}: published {_number(c.published)}, ours {_number(c.ours)} [{_number(c.low)}, {_number(c.high)}]){star(c)}' for c in t[t.verdict == v].itertuples()]
-                if lines: out.append(f'**{v.capitalize()}**\n\n' + '\n'.join(lines))
+                lines = [
+                    f'- {c.claim} ({c.metric}: published {_number(c.published)}, ours {_number(c.ours)} [{_number(c.low)}, {_number(c.high)}]){star(c)}'
+                    for c in t[t.verdict == v].itertuples()
+                ]
+                if lines:
+                    out.append(f'**{v.capitalize()}**\n\n' + '\n'.join(lines))
             return '\n\n'.join(out)
+
         return '\n\n'.join(map(part, self.where)) or 'Not run yet.'
 
     @lru_cache(None)
-    def runs(self, name:str) -> list[dict]:
+    def runs(self, name: str) -> list[dict]:
         "The runs behind the pages of one folder of results."
-        return [json.loads(line) for f in sorted((self.where[name]/'runs').glob('*.jsonl')) for line in f.read_text(encoding='utf-8').splitlines()]
+        return [
+            json.loads(line)
+            for f in sorted((self.where[name] / 'runs').glob('*.jsonl'))
+            for line in f.read_text(encoding='utf-8').splitlines()
+        ]
 
     def settled(self) -> str:
         "By setting: how much the last epoch added on validation, and how many runs were best in it."
-        def lines(name:str) -> Iterator[dict]:
+
+        def lines(name: str) -> Iterator[dict]:
             runs = self.runs(name)
             for setting in dict.fromkeys(r['spec']['setting'] for r in runs):
-                vals = [[100*h['val'] for h in r['history'] if h.get('val') is not None] for r in runs if r['spec']['setting'] == setting]
+                vals = [
+                    [100 * h['val'] for h in r['history'] if h.get('val') is not None]
+                    for r in runs
+                    if r['spec']['setting'] == setting
+                ]
                 vals = [v for v in vals if len(v) > 1]
-                if not vals: continue
+                if not vals:
+                    continue
                 gains, epochs = pd.Series([v[-1] - v[-2] for v in vals]), sorted({len(v) for v in vals})
-                yield dict(results=name, setting=setting, runs=len(vals), epochs=' or '.join(map(str, epochs)), **{'gain of the last epoch: mean': f'{gains.mean():+.1f}', 'smallest, largest': f'{gains.min():+.1f}, {gains.max():+.1f}',
-                           'best in the last epoch': f'{sum(v[-1] == max(v) for v in vals)} of {len(vals)}'})
+                yield dict(
+                    results=name,
+                    setting=setting,
+                    runs=len(vals),
+                    epochs=' or '.join(map(str, epochs)),
+                    **{
+                        'gain of the last epoch: mean': f'{gains.mean():+.1f}',
+                        'smallest, largest': f'{gains.min():+.1f}, {gains.max():+.1f}',
+                        'best in the last epoch': f'{sum(v[-1] == max(v) for v in vals)} of {len(vals)}',
+                    },
+                )
+
         found = pd.DataFrame([line for name in self.where for line in lines(name)])
         return found.to_markdown(index=False) if len(found) else 'Not run yet.'
 
-    def seed_reach(self, name:str, setting:str, metric:str) -> tuple[int, float, float, float]|None:
+    def seed_reach(self, name: str, setting: str, metric: str) -> tuple[int, float, float, float] | None:
         "Of runs that differ in their seed alone: how many rows have several, how many seeds a row has (the median of all rows), the pooled standard deviation of a score in points, and the difference between two rows' means that so much makes in 95 of 100 cases; None if no row has several or the runs have no such score."
-        groups:dict[str, dict[int, float]] = {}
+        groups: dict[str, dict[int, float]] = {}
         for r in self.runs(name):
-            if r['spec']['setting'] != setting: continue
-            m = r['means'] if 'mIoU' not in r['means'] else dict(J=r['means']['mIoU'], F=r['means']['F'], **{'J&F': (r['means']['mIoU'] + r['means']['F'])/2})
-            if not np.isfinite(score := m.get(metric, np.nan)): continue
-            same = json.dumps([r['spec'][k] for k in ('model', 'options', 'data', 'train', 'audio')], sort_keys=True)
-            groups.setdefault(same, {})[r['spec']['seed']] = 100*score
+            if r['spec']['setting'] != setting:
+                continue
+            m = (
+                r['means']
+                if 'mIoU' not in r['means']
+                else dict(
+                    J=r['means']['mIoU'],
+                    F=r['means']['F'],
+                    **{'J&F': (r['means']['mIoU'] + r['means']['F']) / 2},
+                )
+            )
+            if not np.isfinite(score := m.get(metric, np.nan)):
+                continue
+            same = json.dumps(
+                [r['spec'][k] for k in ('model', 'options', 'data', 'train', 'audio')], sort_keys=True
+            )
+            groups.setdefault(same, {})[r['spec']['seed']] = 100 * score
         several = [list(g.values()) for g in groups.values() if len(g) > 1]
-        if not several: return None
+        if not several:
+            return None
         free, n = sum(len(g) - 1 for g in several), float(np.median([len(g) for g in groups.values()]))
-        sd = (sum((len(g) - 1)*np.var(g, ddof=1) for g in several)/free)**.5
-        return len(several), n, sd, stats.t.ppf(.975, free)*sd*(2/n)**.5
+        sd = (sum((len(g) - 1) * np.var(g, ddof=1) for g in several) / free) ** 0.5
+        return len(several), n, sd, stats.t.ppf(0.975, free) * sd * (2 / n) ** 0.5
 
-    def between_seeds(self, metric:str='J') -> str:
+    def between_seeds(self, metric: str = 'J') -> str:
         "By setting: how far runs that differ in their seed alone lie apart (pooled standard deviation, points), the difference between two rows that so much explains in 95 of 100 cases, and how many differences on the pages of tables are larger. Intervals of differences come from test clips and do not hold this."
-        def lines(name:str) -> Iterator[dict]:
-            pages = [d for p in sorted(self.where[name].glob('tab*/differences.csv')) if {'row', 'against', 'setting', 'metric', 'ours_delta'} <= set(d := pd.read_csv(p))]
-            printed = pd.concat(pages).drop_duplicates(['row', 'against', 'setting', 'metric', 'ours_delta']) if pages else None
-            for setting in dict.fromkeys(r['spec']['setting'] for r in self.runs(name)):
-                if (of := self.seed_reach(name, setting, metric)) is None: continue
-                rows, n, sd, reach = of
-                found = printed[(printed.setting == setting) & (printed.metric == metric)].ours_delta.dropna().abs() if printed is not None else pd.Series(dtype=float)
-                yield {'results': name, 'setting': setting, 'rows with several seeds': rows, 'seeds of a row (median)': f'{n:.0f}', 'between seeds (points)': f'{sd:.1f}', 'two rows differ by seed alone up to': f'{reach:.1f}',
-                       f'differences in {metric} beyond that': f'{(found > reach).sum()} of {len(found)}'}
-        found = pd.DataFrame([line for name in self.where for line in lines(name)])
-        return found.to_markdown(index=False, disable_numparse=True) if len(found) else 'One seed each so far: what another seed would have given is not known.'
 
-    def key_tables(self, *metrics:str) -> str:
+        def lines(name: str) -> Iterator[dict]:
+            pages = [
+                d
+                for p in sorted(self.where[name].glob('tab*/differences.csv'))
+                if {'row', 'against', 'setting', 'metric', 'ours_delta'} <= set(d := pd.read_csv(p))
+            ]
+            printed = (
+                pd.concat(pages).drop_duplicates(['row', 'against', 'setting', 'metric', 'ours_delta'])
+                if pages
+                else None
+            )
+            for setting in dict.fromkeys(r['spec']['setting'] for r in self.runs(name)):
+                if (of := self.seed_reach(name, setting, metric)) is None:
+                    continue
+                rows, n, sd, reach = of
+                found = (
+                    printed[(printed.setting == setting) & (printed.metric == metric)]
+                    .ours_delta.dropna()
+                    .abs()
+                    if printed is not None
+                    else pd.Series(dtype=float)
+                )
+                yield {
+                    'results': name,
+                    'setting': setting,
+                    'rows with several seeds': rows,
+                    'seeds of a row (median)': f'{n:.0f}',
+                    'between seeds (points)': f'{sd:.1f}',
+                    'two rows differ by seed alone up to': f'{reach:.1f}',
+                    f'differences in {metric} beyond that': f'{(found > reach).sum()} of {len(found)}',
+                }
+
+        found = pd.DataFrame([line for name in self.where for line in lines(name)])
+        return (
+            found.to_markdown(index=False, disable_numparse=True)
+            if len(found)
+            else 'One seed each so far: what another seed would have given is not known.'
+        )
+
+    def key_tables(self, *metrics: str) -> str:
         "Published -> ours with its interval, of every page that has a table; `metrics` in order of preference, else whatever has a published value."
-        def wide(path:Path) -> str:
+
+        def wide(path: Path) -> str:
             t = pd.read_csv(path, dtype={'setting': str, 'row': str})
-            if not {'row', 'setting', 'metric', 'published', 'ours', 'low', 'high'} <= set(t): return ''
+            if not {'row', 'setting', 'metric', 'published', 'ours', 'low', 'high'} <= set(t):
+                return ''
             t = t.dropna(subset='ours').fillna({'setting': ''})
             keep = t[t.metric.isin(metrics)]
-            if keep.empty: keep = t[t.metric.isin(t.metric[t.published.notna()])]
-            if keep.empty: keep = t
-            span = [f' [{_number(l)}, {_number(h)}]' if pd.notna(l) and l < h else '' for l, h in zip(keep.low, keep.high)]
-            keep = keep.assign(cell=[f'{_number(p)} -> {_number(o)}{s}' for p, o, s in zip(keep.published, keep.ours, span)], column=[f'{s.upper()} {m}'.strip() for s, m in zip(keep.setting, keep.metric)])
+            if keep.empty:
+                keep = t[t.metric.isin(t.metric[t.published.notna()])]
+            if keep.empty:
+                keep = t
+            span = [
+                f' [{_number(l)}, {_number(h)}]' if pd.notna(l) and l < h else ''
+                for l, h in zip(keep.low, keep.high)
+            ]
+            keep = keep.assign(
+                cell=[f'{_number(p)} -> {_number(o)}{s}' for p, o, s in zip(keep.published, keep.ours, span)],
+                column=[f'{s.upper()} {m}'.strip() for s, m in zip(keep.setting, keep.metric)],
+            )
             keep = keep.drop_duplicates(['row', 'column'])
-            return keep.pivot(index='row', columns='column', values='cell').loc[list(dict.fromkeys(keep.row)), list(dict.fromkeys(keep.column))].fillna('').to_markdown()
-        def part(name:str) -> str:
-            tables = [(e, self.where[name]/e.id/'table.csv') for e in self.experiments if e.id != 'claims']
+            return (
+                keep.pivot(index='row', columns='column', values='cell')
+                .loc[list(dict.fromkeys(keep.row)), list(dict.fromkeys(keep.column))]
+                .fillna('')
+                .to_markdown()
+            )
+
+        def part(name: str) -> str:
+            tables = [
+                (e, self.where[name] / e.id / 'table.csv') for e in self.experiments if e.id != 'claims'
+            ]
             missing = [e.id for e, p in tables if not p.is_file()]
-            return '\n\n'.join([f'### {name}', *(f'**{e.id}: {e.title}**\n\n' + (wide(p) or 'Has no scores: see the notebook.') for e, p in tables if p.is_file()), *([f"Not run yet: {', '.join(missing)}."] if missing else [])])
+            return '\n\n'.join(
+                [
+                    f'### {name}',
+                    *(
+                        f'**{e.id}: {e.title}**\n\n' + (wide(p) or 'Has no scores: see the notebook.')
+                        for e, p in tables
+                        if p.is_file()
+                    ),
+                    *([f"Not run yet: {', '.join(missing)}."] if missing else []),
+                ]
+            )
+
         return '\n\n'.join(map(part, self.where)) or 'Not run yet.'
 
-    def control(self, row:str='audio zeroed', metric:str='J&F') -> str:
+    def control(self, row: str = 'audio zeroed', metric: str = 'J&F') -> str:
         "The model without sound against the reference, on every page that scores both."
-        def lines(name:str) -> Iterator[dict]:
+
+        def lines(name: str) -> Iterator[dict]:
             for path in sorted(self.where[name].glob('tab*/differences.csv')):
                 d = pd.read_csv(path)
-                if not {'row', 'setting', 'metric', 'ours_delta', 'low', 'high'} <= set(d): continue
+                if not {'row', 'setting', 'metric', 'ours_delta', 'low', 'high'} <= set(d):
+                    continue
                 for c in d[(d.row == row) & (d.metric == metric)].itertuples():
-                    word = 'silence is worse' if c.high < 0 else 'silence is better' if c.low > 0 else 'no difference seen'
-                    yield dict(results=name, page=path.parent.name, setting=c.setting, **{f'{metric}, silence minus sound (points)': f'{c.ours_delta:+.1f} [{c.low:+.1f}, {c.high:+.1f}]'}, reading=word)
+                    word = (
+                        'silence is worse'
+                        if c.high < 0
+                        else 'silence is better'
+                        if c.low > 0
+                        else 'no difference seen'
+                    )
+                    yield dict(
+                        results=name,
+                        page=path.parent.name,
+                        setting=c.setting,
+                        **{
+                            f'{metric}, silence minus sound (points)': f'{c.ours_delta:+.1f} [{c.low:+.1f}, {c.high:+.1f}]'
+                        },
+                        reading=word,
+                    )
+
         found = pd.DataFrame([line for name in self.where for line in lines(name)])
         return found.to_markdown(index=False) if len(found) else 'Not run yet.'

@@ -22,12 +22,16 @@ from ..core.paths import atomic_write, repo_root
 # %% ../../nbs/report/50_readme.ipynb #4c24dfd6
 DIRECTIVE = re.compile(r'^#\s*\|\s*(.+?)\s*$\n?', re.M)
 
-def visible(nb:nbformat.NotebookNode) -> nbformat.NotebookNode:
+
+def visible(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     "A copy of `nb` with the cells and lines that a reader should see."
     shown = nbformat.from_dict(nb)
-    shown.cells = [c for c in shown.cells if c.cell_type != 'raw' and 'hide' not in DIRECTIVE.findall(c.source)]
+    shown.cells = [
+        c for c in shown.cells if c.cell_type != 'raw' and 'hide' not in DIRECTIVE.findall(c.source)
+    ]
     for c in shown.cells:
-        if c.cell_type == 'code': c.source = DIRECTIVE.sub('', c.source).strip('\n')
+        if c.cell_type == 'code':
+            c.source = DIRECTIVE.sub('', c.source).strip('\n')
     shown.cells = [c for c in shown.cells if c.source.strip()]
     return shown
 
@@ -49,7 +53,8 @@ TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 ```
 {% endblock data_text %}"""
 
-def to_markdown(nb:nbformat.NotebookNode) -> str:
+
+def to_markdown(nb: nbformat.NotebookNode) -> str:
     "Markdown of the visible cells of `nb`, with one blank line between blocks."
     config = Config({'NbConvertBase': {'display_data_priority': ['text/markdown', 'text/plain']}})
     text, _ = MarkdownExporter(config=config, raw_template=TEMPLATE).from_notebook_node(visible(nb))
@@ -58,41 +63,62 @@ def to_markdown(nb:nbformat.NotebookNode) -> str:
 # %% ../../nbs/report/50_readme.ipynb #48dd0bdc
 LINK = re.compile(r'(\]\()(?![a-z][a-z0-9+.-]*:|#|/)([^)\s]+)')
 
-def relink(text:str, folder:str='nbs') -> str:
+
+def relink(text: str, folder: str = 'nbs') -> str:
     "Turn links relative to `folder` into links relative to the checkout."
     return LINK.sub(lambda m: m[1] + posixpath.normpath(posixpath.join(folder, m[2])), text)
 
 # %% ../../nbs/report/50_readme.ipynb #9a49a680
-HEADER = '<!-- Generated from nbs/index.ipynb by avsrepro.report.readme: edit the notebook, not this file. -->\n\n'
+HEADER = (
+    '<!-- Generated from nbs/index.ipynb by avsrepro.report.readme: edit the notebook, not this file. -->\n\n'
+)
 
-def readme_text(root:Path|None=None) -> str:
+
+def readme_text(root: Path | None = None) -> str:
     "What README.md should hold; `root` is the checkout."
-    path = (root or repo_root())/'nbs'/'index.ipynb'
-    try: nb = nbformat.read(path, as_version=4)
-    except FileNotFoundError as e: raise InputError(f'{path}: no such file; README.md is made from it.') from e
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as e: raise InputError(f'{path}: not a valid notebook; expected Jupyter format 4.') from e
+    path = (root or repo_root()) / 'nbs' / 'index.ipynb'
+    try:
+        nb = nbformat.read(path, as_version=4)
+    except FileNotFoundError as e:
+        raise InputError(f'{path}: no such file; README.md is made from it.') from e
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as e:
+        raise InputError(f'{path}: not a valid notebook; expected Jupyter format 4.') from e
     return HEADER + relink(to_markdown(nb))
 
 # %% ../../nbs/report/50_readme.ipynb #ea79070d
-def export_readme(check:bool=False,  # only compare; `InputError` if README.md is out of date
-                  root:Path|None=None  # the checkout
-                 ) -> bool:
+def export_readme(
+    check: bool = False,  # only compare; `InputError` if README.md is out of date
+    root: Path | None = None,  # the checkout
+) -> bool:
     "Bring README.md up to date; True when it was not."
-    path = (root or repo_root())/'README.md'
+    path = (root or repo_root()) / 'README.md'
     text, old = readme_text(root), path.read_text(encoding='utf-8') if path.exists() else None
-    if text == old: return False
-    if check: raise InputError(f'{path}: differs from nbs/index.ipynb; expected the output of `python -m avsrepro.report.readme`.')
+    if text == old:
+        return False
+    if check:
+        raise InputError(
+            f'{path}: differs from nbs/index.ipynb; expected the output of `python -m avsrepro.report.readme`.'
+        )
     atomic_write(path, text)
     return True
 
 # %% ../../nbs/report/50_readme.ipynb #fec5ee60
-def main(args:list[str]|None=None) -> int:
+def main(args: list[str] | None = None) -> int:
     "The command line; returns the exit code."
-    parser = argparse.ArgumentParser(prog='python -m avsrepro.report.readme', description='Write README.md from nbs/index.ipynb.')
-    parser.add_argument('--check', action='store_true', help='write nothing; exit code 1 if README.md is out of date')
-    try: changed = export_readme(check=parser.parse_args(args).check)
-    except InputError as e: print(e, file=sys.stderr); return 1
+    parser = argparse.ArgumentParser(
+        prog='python -m avsrepro.report.readme', description='Write README.md from nbs/index.ipynb.'
+    )
+    parser.add_argument(
+        '--check', action='store_true', help='write nothing; exit code 1 if README.md is out of date'
+    )
+    try:
+        changed = export_readme(check=parser.parse_args(args).check)
+    except InputError as e:
+        print(e, file=sys.stderr)
+        return 1
     print('README.md written' if changed else 'README.md is up to date')
     return 0
 
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
+
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main())

@@ -38,111 +38,188 @@ from ..train.store import RunResult, RunStore
 @dataclass(frozen=True)
 class Condition:
     "What is heard with the pictures of a test split."
+
     kind: str  # 'positive', 'silence', 'noise', 'offscreen', 'unseen', or 'mixed': the own sound with an off-screen one
     front_end: str = 'matched'  # or 'release'
     options: Mapping[str, Any] = field(default_factory=dict)  # of `Negatives` or `WithOffscreen`
 
     @property
-    def negative(self) -> bool: return self.kind not in ('positive', 'mixed')
+    def negative(self) -> bool:
+        return self.kind not in ('positive', 'mixed')
 
     @property
-    def key(self) -> str: return content_hash([self.kind, self.front_end, dict(self.options)])
+    def key(self) -> str:
+        return content_hash([self.kind, self.front_end, dict(self.options)])
 
-    def of(self, clips:Sequence, bank:str|None=None) -> Sequence:
+    def of(self, clips: Sequence, bank: str | None = None) -> Sequence:
         "`clips` under this condition; `bank` is the bank that generated them, if one did."
-        if self.kind == 'positive': return clips if self.front_end == 'matched' else Positives(clips, self.front_end)
-        pool = dict(pool=BankSounds(open_bank(bank), clips.setting, clips.split)) if bank and self.kind in ('offscreen', 'mixed') else {}
-        if self.kind == 'unseen' and bank: pool = dict(bank=bank)
-        if self.kind == 'mixed': return WithOffscreen(clips, **pool, **self.options)
+        if self.kind == 'positive':
+            return clips if self.front_end == 'matched' else Positives(clips, self.front_end)
+        pool = (
+            dict(pool=BankSounds(open_bank(bank), clips.setting, clips.split))
+            if bank and self.kind in ('offscreen', 'mixed')
+            else {}
+        )
+        if self.kind == 'unseen' and bank:
+            pool = dict(bank=bank)
+        if self.kind == 'mixed':
+            return WithOffscreen(clips, **pool, **self.options)
         return Negatives(clips, self.kind, self.front_end, **pool, **self.options)
 
-def paper_conditions(front_end:str='matched', noise:str='byte') -> dict[str, Condition]:
+
+def paper_conditions(front_end: str = 'matched', noise: str = 'byte') -> dict[str, Condition]:
     "The conditions of the paper's tables by their printed names: positive, silence, noise, off-screen."
-    return {'positive': Condition('positive'), 'silence': Condition('silence', front_end), 'noise': Condition('noise', front_end, dict(noise=noise)), 'off-screen': Condition('offscreen', front_end)}
+    return {
+        'positive': Condition('positive'),
+        'silence': Condition('silence', front_end),
+        'noise': Condition('noise', front_end, dict(noise=noise)),
+        'off-screen': Condition('offscreen', front_end),
+    }
 
 # %% ../../nbs/report/20_robust.ipynb #2092d058
-_CODE = ('avsrepro.data.robust', 'avsrepro.data.audio', 'avsrepro.metrics.robust', 'avsrepro.metrics.segmentation')
+_CODE = (
+    'avsrepro.data.robust',
+    'avsrepro.data.audio',
+    'avsrepro.metrics.robust',
+    'avsrepro.metrics.segmentation',
+)
+
 
 @torch.no_grad()
-def _score(run:RunResult, clips:Sequence, condition:Condition, bank:str|None, store:RunStore|None) -> dict[str, dict]:
+def _score(
+    run: RunResult, clips: Sequence, condition: Condition, bank: str | None, store: RunStore | None
+) -> dict[str, dict]:
     model, scorers = load_trained(run, store), {p: RobustScorer(p, condition.negative) for p in PROTOCOLS}
     torch.set_num_threads(run.spec.config.threads)
-    for batch in chain.from_iterable(source_of(model, condition.of(clips, bank), progress=False).batches(run.spec.config.batch_size)):
+    for batch in chain.from_iterable(
+        source_of(model, condition.of(clips, bank), progress=False).batches(run.spec.config.batch_size)
+    ):
         logits = predict(model, batch, batch.target.shape[-2:]).logits.float()[:, :, 0]
-        for s in scorers.values(): s.update(logits, batch.target.to(logits.device).long(), batch.ids)
+        for s in scorers.values():
+            s.update(logits, batch.target.to(logits.device).long(), batch.ids)
     return {p: dict(clips=s.per_clip(), scores=s.scores()) for p, s in scorers.items()}
 
-def scores_under(run:RunResult, clips:Sequence,  # the test split
-                 condition:Condition, store:RunStore|None=None) -> dict[str, dict]:
+
+def scores_under(
+    run: RunResult,
+    clips: Sequence,  # the test split
+    condition: Condition,
+    store: RunStore | None = None,
+) -> dict[str, dict]:
     "For each protocol `clips` (`RobustScorer.per_clip`) and `scores` of a binary run under a condition; kept in the cache for generated data."
-    check(run.spec.setting in ('s4', 'ms3'), f'run {run.spec.label}: expected a run on s4 or ms3, whose masks are binary.')
+    check(
+        run.spec.setting in ('s4', 'ms3'),
+        f'run {run.spec.label}: expected a run on s4 or ms3, whose masks are binary.',
+    )
     bank, mark = (run.spec.data.get('config') or {}).get('bank'), getattr(clips, 'fingerprint', None)
-    path = cache_dir('robust')/f'{run.run_id}-{content_hash([condition.key, mark, code_hash(*_CODE)])}.json'
-    if mark and path.is_file(): return json.loads(path.read_text(encoding='utf-8'))
+    path = cache_dir('robust') / f'{run.run_id}-{content_hash([condition.key, mark, code_hash(*_CODE)])}.json'
+    if mark and path.is_file():
+        return json.loads(path.read_text(encoding='utf-8'))
     found = _score(run, clips, condition, bank, store)
-    if mark: atomic_write(path, json.dumps(found))
+    if mark:
+        atomic_write(path, json.dumps(found))
     return found
 
 # %% ../../nbs/report/20_robust.ipynb #a0f1bb85
-def printed_rows(experiment:Any) -> pd.DataFrame:
+def printed_rows(experiment: Any) -> pd.DataFrame:
     "What the paper prints in the tables of a page, scores in percent; empty for a page of our own."
     names = [t for t in (experiment.table, *_SHARE.get(experiment.table, ())) if t in published_tables()]
-    if not names: return pd.DataFrame(columns=['row', 'setting', 'metric', 'published'])
+    if not names:
+        return pd.DataFrame(columns=['row', 'setting', 'metric', 'published'])
     t = pd.concat([published(n) for n in names], ignore_index=True)
-    fractions = t.row.eq('AVSBench + Ours') & ~t.metric.str.endswith('FPR') if experiment.table == 'robust_tab05' else t.row.isna()
-    t.loc[fractions, 'published'] *= 100  # Tables 5 and 6 print the baseline in percent and their own row in fractions (reference fact 8.4)
+    fractions = (
+        t.row.eq('AVSBench + Ours') & ~t.metric.str.endswith('FPR')
+        if experiment.table == 'robust_tab05'
+        else t.row.isna()
+    )
+    t.loc[fractions, 'published'] *= (
+        100  # Tables 5 and 6 print the baseline in percent and their own row in fractions (reference fact 8.4)
+    )
     return t
+
 
 _SHARE = dict(robust_tab05=('robust_tab06',))  # tables on one page
 
-def test_splits(experiment:Any, results:Sequence[RunResult]) -> dict[str, Sequence]:
+
+def test_splits(experiment: Any, results: Sequence[RunResult]) -> dict[str, Sequence]:
     "The test clips of each setting, with their own sounds."
     plain = {r.spec.setting: {k: v for k, v in r.spec.data.items() if k != 'mixture'} for r in results}
     return {s: open_splits(plain[s], s)['test'] for s in experiment.settings}
 
-def clip_matrix(rows:Sequence[Mapping],  # of `RobustScorer.per_clip`
-                ids:Sequence[str]  # of all clips; a condition may not have all of them
-               ) -> np.ndarray:
+
+def clip_matrix(
+    rows: Sequence[Mapping],  # of `RobustScorer.per_clip`
+    ids: Sequence[str],  # of all clips; a condition may not have all of them
+) -> np.ndarray:
     "J, F and fpr of each clip, `[clips, 3]`; NaN where a clip has no such score."
     rows = {r['id']: r for r in rows}
     flat = lambda v: [x for x in (v if isinstance(v, (list, tuple)) else [v]) if x is not None]
     value = lambda r, k: float(np.mean(v)) if (v := flat(r[k])) else float('nan')
-    return np.array([[value(rows[i], k) if i in rows else float('nan') for k in ('J', 'F', 'fpr')] for i in ids])
+    return np.array(
+        [[value(rows[i], k) if i in rows else float('nan') for k in ('J', 'F', 'fpr')] for i in ids]
+    )
 
-def draws(clips:int, n:int=2000, seed:int=0) -> np.ndarray:
+
+def draws(clips: int, n: int = 2000, seed: int = 0) -> np.ndarray:
     "How often each clip is drawn, `[n + 1, clips]`; the first line is every clip once."
     r = np.random.default_rng(seed)
-    return np.concatenate([np.ones((1, clips)), r.multinomial(clips, np.full(clips, 1/clips), size=n)])
+    return np.concatenate([np.ones((1, clips)), r.multinomial(clips, np.full(clips, 1 / clips), size=n)])
 
-def columns(by_condition:Mapping[str, np.ndarray],  # condition -> [clips, 3]
-            weights:np.ndarray, protocol:str) -> dict[str, np.ndarray]:
+
+def columns(
+    by_condition: Mapping[str, np.ndarray],  # condition -> [clips, 3]
+    weights: np.ndarray,
+    protocol: str,
+) -> dict[str, np.ndarray]:
     "Every printed column under every draw, `[n + 1]`, as `printed_scores` names them."
     means = {}
     for name, x in by_condition.items():
         there = np.isfinite(x)
         total = weights @ there
-        means[name] = np.divide(weights @ np.where(there, x, 0), total, out=np.full(total.shape, np.nan), where=total > 0)
+        means[name] = np.divide(
+            weights @ np.where(there, x, 0), total, out=np.full(total.shape, np.nan), where=total > 0
+        )
     negatives = [n for n in means if n != 'positive']
     J, F, fpr = np.mean([means[n] for n in negatives], 0).T
-    if protocol == 'robust-legacy': J, F = 1 - J, 1 - F
-    harmonic = lambda a, b: np.divide(2*a*b, a + b, out=np.zeros_like(a), where=a + b > 0)
+    if protocol == 'robust-legacy':
+        J, F = 1 - J, 1 - F
+    harmonic = lambda a, b: np.divide(2 * a * b, a + b, out=np.zeros_like(a), where=a + b > 0)
     p, out = means.get('positive'), {}
-    if p is not None: out |= {'positive mIoU': 100*p[:, 0], 'positive F': 100*p[:, 1]}
-    for n in negatives: out |= {f'{n} mIoU': 100*means[n][:, 0], f'{n} F': 100*means[n][:, 1], f'{n} FPR': means[n][:, 2]}
-    return out | ({} if p is None else {'G-mIoU': 100*harmonic(p[:, 0], J), 'G-F': 100*harmonic(p[:, 1], F)}) | {'G-FPR': fpr}
+    if p is not None:
+        out |= {'positive mIoU': 100 * p[:, 0], 'positive F': 100 * p[:, 1]}
+    for n in negatives:
+        out |= {f'{n} mIoU': 100 * means[n][:, 0], f'{n} F': 100 * means[n][:, 1], f'{n} FPR': means[n][:, 2]}
+    return (
+        out
+        | ({} if p is None else {'G-mIoU': 100 * harmonic(p[:, 0], J), 'G-F': 100 * harmonic(p[:, 1], F)})
+        | {'G-FPR': fpr}
+    )
 
-def _interval(x:np.ndarray) -> Interval: return Interval(float(x[0]), *(float(v) for v in np.nanquantile(x[1:], (.025, .975))))
+
+def _interval(x: np.ndarray) -> Interval:
+    return Interval(float(x[0]), *(float(v) for v in np.nanquantile(x[1:], (0.025, 0.975))))
 
 # %% ../../nbs/report/20_robust.ipynb #6e152c7c
-def robust_table(experiment:Any, results:Sequence[RunResult], splits:Mapping[str, Sequence],  # setting -> test clips
-                 data:str, profile:str, conditions:Mapping[str, Condition]|None=None,  # default: the paper's
-                 protocol:str='robust-legacy', metrics:Iterable[str]|None=None,  # default: all columns
-                 store:RunStore|None=None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def robust_table(
+    experiment: Any,
+    results: Sequence[RunResult],
+    splits: Mapping[str, Sequence],  # setting -> test clips
+    data: str,
+    profile: str,
+    conditions: Mapping[str, Condition] | None = None,  # default: the paper's
+    protocol: str = 'robust-legacy',
+    metrics: Iterable[str] | None = None,  # default: all columns
+    store: RunStore | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     "The long table and the differences of a table of AVSBench-Robust, by one protocol."
-    if protocol not in PROTOCOLS: raise unknown('protocol', protocol, PROTOCOLS)
+    if protocol not in PROTOCOLS:
+        raise unknown('protocol', protocol, PROTOCOLS)
     conditions = conditions or paper_conditions()
     printed = printed_rows(experiment)
-    if protocol == 'robust-fixed': printed = printed[printed.metric.str.startswith('positive mIoU') | printed.metric.str.endswith('FPR')]  # the rest is another quantity
+    if protocol == 'robust-fixed':
+        printed = printed[
+            printed.metric.str.startswith('positive mIoU') | printed.metric.str.endswith('FPR')
+        ]  # the rest is another quantity
     printed = printed.set_index(['row', 'setting', 'metric']).published.to_dict()
     lines, deltas = [], []
     for setting in experiment.settings:
@@ -150,29 +227,71 @@ def robust_table(experiment:Any, results:Sequence[RunResult], splits:Mapping[str
         weights = draws(len(clips))
         for row in experiment.rows:
             runs = [r for r in results if (r.spec.row, r.spec.setting) == (row.name, setting)]
-            if not runs: continue
-            matrix = lambda c: np.mean([clip_matrix(scores_under(r, clips, c, store)[protocol]['clips'], clips.ids) for r in runs], 0)
-            found[row.name], runs_of[row.name] = columns({n: matrix(c) for n, c in conditions.items()}, weights, protocol), runs
+            if not runs:
+                continue
+            matrix = lambda c: np.mean(
+                [clip_matrix(scores_under(r, clips, c, store)[protocol]['clips'], clips.ids) for r in runs], 0
+            )
+            found[row.name], runs_of[row.name] = (
+                columns({n: matrix(c) for n, c in conditions.items()}, weights, protocol),
+                runs,
+            )
         for row in (r for r in experiment.rows if r.name in found):
             other = row.against or experiment.reference
             for metric in (m for m in found[row.name] if metrics is None or m in metrics):
                 pub, pub_ref = (printed.get((n, setting, metric)) for n in (row.name, other))
-                ours, d, word = _interval(found[row.name][metric]), Interval(*[float('nan')]*3), ''
-                pub_delta = round(pub - pub_ref, 6) if None not in (pub, pub_ref) and row.name != other else None
+                ours, d, word = _interval(found[row.name][metric]), Interval(*[float('nan')] * 3), ''
+                pub_delta = (
+                    round(pub - pub_ref, 6) if None not in (pub, pub_ref) and row.name != other else None
+                )
                 if row.name != other:
                     d = _interval(found[row.name][metric] - found[other][metric])
                     word = verdict(pub_delta, *d) if pub_delta is not None else ''
                     deltas.append((row.name, other, setting, metric, pub_delta, *d, word))
-                lines.append((experiment.table, row.name, setting, metric, pub, *ours, ';'.join(str(r.spec.seed) for r in runs_of[row.name]), pub_delta, d.value, word, data, profile,
-                              ';'.join(r.run_id for r in runs_of[row.name])))
-    return (pd.DataFrame(lines, columns=COLUMNS),
-            pd.DataFrame(deltas, columns=['row', 'against', 'setting', 'metric', 'published_delta', 'ours_delta', 'low', 'high', 'verdict']))
+                lines.append(
+                    (
+                        experiment.table,
+                        row.name,
+                        setting,
+                        metric,
+                        pub,
+                        *ours,
+                        ';'.join(str(r.spec.seed) for r in runs_of[row.name]),
+                        pub_delta,
+                        d.value,
+                        word,
+                        data,
+                        profile,
+                        ';'.join(r.run_id for r in runs_of[row.name]),
+                    )
+                )
+    return (
+        pd.DataFrame(lines, columns=COLUMNS),
+        pd.DataFrame(
+            deltas,
+            columns=[
+                'row',
+                'against',
+                'setting',
+                'metric',
+                'published_delta',
+                'ours_delta',
+                'low',
+                'high',
+                'verdict',
+            ],
+        ),
+    )
 
 # %% ../../nbs/report/20_robust.ipynb #835cede0
-def robust_wide(experiment:Any, table:pd.DataFrame, setting:str, metrics:Sequence[str]|None=None) -> pd.DataFrame:
+def robust_wide(
+    experiment: Any, table: pd.DataFrame, setting: str, metrics: Sequence[str] | None = None
+) -> pd.DataFrame:
     "Rows as printed, those outside the package first; `published -> ours` by metric: percent, and fractions for FPR. A metric that `table` sets beside nothing published is shown for our rows alone."
     printed, comparable = printed_rows(experiment), table.metric[table.published.notna()]
-    others = printed[(printed.setting == setting) & ~printed.row.isin(table.row) & printed.metric.isin(comparable)].assign(ours=float('nan'))
+    others = printed[
+        (printed.setting == setting) & ~printed.row.isin(table.row) & printed.metric.isin(comparable)
+    ].assign(ours=float('nan'))
     t = pd.concat([others, table[table.setting == setting]], ignore_index=True)
     metrics = [m for m in t[t.ours.notna()].metric.unique() if metrics is None or m in metrics]
     t = t[t.metric.isin(metrics)]
@@ -182,45 +301,104 @@ def robust_wide(experiment:Any, table:pd.DataFrame, setting:str, metrics:Sequenc
     out.index.name = out.columns.name = None
     return out.astype(object).where(out.notna(), '')
 
-def robust_markdown(experiment:Any, by_protocol:Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> str:
+
+def robust_markdown(experiment: Any, by_protocol: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> str:
     "`table.md`: the wide tables of every protocol and setting, and the differences of the summary columns."
     first = next(iter(by_protocol.values()))[0].iloc[0]
-    text = (f'# {experiment.table}: {experiment.title}\n\nData `{first.data}`, profile `{first.profile}`, seeds {first.seeds.replace(";", ", ")}. Published -> ours; scores in percent, FPR as a fraction. '
-            'Absolute scores on other data are not comparable with the published ones; differences between rows are what is replicated.\n')
+    text = (
+        f'# {experiment.table}: {experiment.title}\n\nData `{first.data}`, profile `{first.profile}`, seeds {first.seeds.replace(";", ", ")}. Published -> ours; scores in percent, FPR as a fraction. '
+        'Absolute scores on other data are not comparable with the published ones; differences between rows are what is replicated.\n'
+    )
     for protocol, (table, differences) in by_protocol.items():
-        for s in experiment.settings: text += f'\n## {s.upper()}, {protocol}\n\n{robust_wide(experiment, table, s).to_markdown()}\n'
+        for s in experiment.settings:
+            text += f'\n## {s.upper()}, {protocol}\n\n{robust_wide(experiment, table, s).to_markdown()}\n'
         d = differences[differences.metric.isin(main_metrics(table))]
-        spread = [f'{r.ours_delta:+.{n}f} [{r.low:+.{n}f}, {r.high:+.{n}f}]' for r in d.itertuples() for n in [3 if r.metric.endswith('FPR') else 1]]
-        if len(d): text += f'\n## Differences, {protocol}\n\nOurs with the 95 % interval of a paired bootstrap over clips.\n\n{d.assign(ours_delta=spread).drop(columns=["low", "high"]).to_markdown(index=False)}\n'
+        spread = [
+            f'{r.ours_delta:+.{n}f} [{r.low:+.{n}f}, {r.high:+.{n}f}]'
+            for r in d.itertuples()
+            for n in [3 if r.metric.endswith('FPR') else 1]
+        ]
+        if len(d):
+            text += f'\n## Differences, {protocol}\n\nOurs with the 95 % interval of a paired bootstrap over clips.\n\n{d.assign(ours_delta=spread).drop(columns=["low", "high"]).to_markdown(index=False)}\n'
     return text
 
-def main_metrics(table:pd.DataFrame) -> list[str]:
+
+def main_metrics(table: pd.DataFrame) -> list[str]:
     "The columns that a page sums up in: positive mIoU, G-FPR, G-mIoU, as far as the table has them."
     return [m for m in ('positive mIoU', 'G-FPR', 'G-mIoU') if m in set(table.metric)]
 
-def plot_robust(experiment:Any, table:pd.DataFrame, metrics:Sequence[str]|None=None  # default `main_metrics`
-               ) -> plt.Figure:
+
+def plot_robust(
+    experiment: Any,
+    table: pd.DataFrame,
+    metrics: Sequence[str] | None = None,  # default `main_metrics`
+) -> plt.Figure:
     "A line of panels a setting, a panel a metric: ours with its interval, and what the paper prints."
     sns.set_theme(style='whitegrid', context='notebook', palette='colorblind')
     ours, theirs = sns.color_palette('colorblind')[:2]
     metrics, rows = list(metrics or main_metrics(table)), list(table.row.unique())
-    fig, axs = plt.subplots(len(experiment.settings), len(metrics), figsize=(11, 1 + len(experiment.settings)*(.9 + .36*len(rows))), squeeze=False, sharey=True)
+    fig, axs = plt.subplots(
+        len(experiment.settings),
+        len(metrics),
+        figsize=(11, 1 + len(experiment.settings) * (0.9 + 0.36 * len(rows))),
+        squeeze=False,
+        sharey=True,
+    )
     for line, setting in zip(axs, experiment.settings):
         for ax, metric in zip(line, metrics):
             t = table[(table.setting == setting) & (table.metric == metric)].set_index('row').reindex(rows)
             y = np.arange(len(rows))
-            ax.errorbar(t.ours, y - .1, xerr=[(t.ours - t.low).clip(lower=0), (t.high - t.ours).clip(lower=0)], fmt='o', color=ours, capsize=4, label='ours, 95 % interval')
-            if t.published.notna().any(): ax.plot(t.published.astype(float), y + .15, 'D', color=theirs, label='published')
-            ax.set_yticks(y, rows); ax.set_ylim(len(rows) - .5, -.5); ax.set_title(f'{setting.upper()}-like'); ax.set_xlabel(metric + ('' if metric.endswith('FPR') else ' (%)'))
+            ax.errorbar(
+                t.ours,
+                y - 0.1,
+                xerr=[(t.ours - t.low).clip(lower=0), (t.high - t.ours).clip(lower=0)],
+                fmt='o',
+                color=ours,
+                capsize=4,
+                label='ours, 95 % interval',
+            )
+            if t.published.notna().any():
+                ax.plot(t.published.astype(float), y + 0.15, 'D', color=theirs, label='published')
+            ax.set_yticks(y, rows)
+            ax.set_ylim(len(rows) - 0.5, -0.5)
+            ax.set_title(f'{setting.upper()}-like')
+            ax.set_xlabel(metric + ('' if metric.endswith('FPR') else ' (%)'))
             ax.set_xlim(0, None if metric.endswith('FPR') else 100)
-    fig.tight_layout(rect=(0, .3/fig.get_figheight(), 1, 1))
-    fig.legend(*max((ax.get_legend_handles_labels() for ax in axs.flat), key=lambda h: len(h[0])), loc='lower right', ncol=2, fontsize=10, frameon=False)
+    fig.tight_layout(rect=(0, 0.3 / fig.get_figheight(), 1, 1))
+    fig.legend(
+        *max((ax.get_legend_handles_labels() for ax in axs.flat), key=lambda h: len(h[0])),
+        loc='lower right',
+        ncol=2,
+        fontsize=10,
+        frameon=False,
+    )
     return fig
 
-def write_robust(experiment:Any, results:Sequence[RunResult], by_protocol:Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], figures:Mapping[str, plt.Figure]) -> Path:
+
+def write_robust(
+    experiment: Any,
+    results: Sequence[RunResult],
+    by_protocol: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]],
+    figures: Mapping[str, plt.Figure],
+) -> Path:
     "The files of a page; `table.csv` and `differences.csv` are by the first protocol, the others carry its name."
-    tables = {f'{what}{"" if n == 0 else "_" + protocol.removeprefix("robust-")}': t for n, (protocol, pair) in enumerate(by_protocol.items()) for what, t in zip(('table', 'differences'), pair)}
+    tables = {
+        f'{what}{"" if n == 0 else "_" + protocol.removeprefix("robust-")}': t
+        for n, (protocol, pair) in enumerate(by_protocol.items())
+        for what, t in zip(('table', 'differences'), pair)
+    }
     table = tables['table']
-    folder = write_page(experiment, table.profile.iloc[0], table.data.iloc[0], results, tables, robust_markdown(experiment, by_protocol), figures)
-    atomic_write(folder/'table.tex', '\n'.join(robust_wide(experiment, table, s).to_latex(escape=True) for s in experiment.settings))
+    folder = write_page(
+        experiment,
+        table.profile.iloc[0],
+        table.data.iloc[0],
+        results,
+        tables,
+        robust_markdown(experiment, by_protocol),
+        figures,
+    )
+    atomic_write(
+        folder / 'table.tex',
+        '\n'.join(robust_wide(experiment, table, s).to_latex(escape=True) for s in experiment.settings),
+    )
     return folder

@@ -34,23 +34,31 @@ from ..papers.published import published
 from ..train.store import RunResult, export_runs
 
 # %% ../../nbs/report/10_tables.ipynb #7de04057
-def units(result:RunResult, metric:str) -> pd.Series:
+def units(result: RunResult, metric: str) -> pd.Series:
     "The values, in percent, whose mean is the score; the index names the clip of each."
     ids, values = [], []
     for clip in result.scores:
-        v = {'J': lambda: [j for j in clip['J'] if j is not None],
-             'F': lambda: [clip['F']]*len(clip['J']),
-             'J&F': lambda: [(j + clip['F'])/2 for j in clip['J'] if j is not None],
-             'J_sounding': lambda: [j for j, s in zip(clip['J'], clip['sounding']) if s]}[metric]()
-        ids += [clip['id']]*len(v); values += v
-    return pd.Series(np.array(values, float)*100, index=ids)
+        v = {
+            'J': lambda: [j for j in clip['J'] if j is not None],
+            'F': lambda: [clip['F']] * len(clip['J']),
+            'J&F': lambda: [(j + clip['F']) / 2 for j in clip['J'] if j is not None],
+            'J_sounding': lambda: [j for j, s in zip(clip['J'], clip['sounding']) if s],
+        }[metric]()
+        ids += [clip['id']] * len(v)
+        values += v
+    return pd.Series(np.array(values, float) * 100, index=ids)
 
-def seeds_mean(results:Sequence[RunResult], metric:str) -> pd.Series:
+
+def seeds_mean(results: Sequence[RunResult], metric: str) -> pd.Series:
     "Units averaged over seeds."
-    return pd.concat([units(r, metric).reset_index(drop=True) for r in results], axis=1).mean(axis=1).set_axis(units(results[0], metric).index)
+    return (
+        pd.concat([units(r, metric).reset_index(drop=True) for r in results], axis=1)
+        .mean(axis=1)
+        .set_axis(units(results[0], metric).index)
+    )
 
 # %% ../../nbs/report/10_tables.ipynb #7ff5adee
-def class_sums(result:RunResult, metric:str) -> tuple[np.ndarray, np.ndarray]:
+def class_sums(result: RunResult, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Numerators and denominators `[clips, classes]` whose ratio of sums is the class-wise score.
 
     AVSS: `J`, `F` by frame and class (reference fact 5.3). VPO, pooled over the split (5.4): `mIoU` (`J` to some papers), `F` (beta squared 0.3), `FDR` (false positive share of what is predicted)."""
@@ -60,55 +68,115 @@ def class_sums(result:RunResult, metric:str) -> tuple[np.ndarray, np.ndarray]:
         for i, k in enumerate(clip['classes']):
             if pooled:
                 inter, predicted, positive = clip['pixels'][i]
-                top[n, k], bottom[n, k] = {**dict.fromkeys(('mIoU', 'J'), (inter, predicted + positive - inter)), 'F': (1.3*inter, .3*positive + predicted), 'FDR': (predicted - inter, predicted)}[metric]
+                top[n, k], bottom[n, k] = {
+                    **dict.fromkeys(('mIoU', 'J'), (inter, predicted + positive - inter)),
+                    'F': (1.3 * inter, 0.3 * positive + predicted),
+                    'FDR': (predicted - inter, predicted),
+                }[metric]
             else:
                 values = [v for v in clip[metric][i] if v is not None]
                 top[n, k], bottom[n, k] = sum(values), len(values)
     return top, bottom
 
-def class_score(result:RunResult, metric:str, weights:np.ndarray|None=None) -> np.ndarray:
+
+def class_score(result: RunResult, metric: str, weights: np.ndarray | None = None) -> np.ndarray:
     "Percent, for each row of `weights [resamples, clips]` (default: every clip once). AVSS counts a class that never occurs as 0, VPO leaves it out."
-    if metric == 'J&F': return (class_score(result, 'J', weights) + class_score(result, 'F', weights))/2
+    if metric == 'J&F':
+        return (class_score(result, 'J', weights) + class_score(result, 'F', weights)) / 2
     top, bottom = class_sums(result, metric)
     weights = np.ones((1, len(top))) if weights is None else weights
     top, bottom = weights @ top, weights @ bottom
     ratio = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
     counted = bottom > 0 if result.spec.setting.startswith('vpo') else np.ones_like(ratio, bool)
-    return 100*(ratio*counted).sum(1)/counted.sum(1).clip(min=1)
+    return 100 * (ratio * counted).sum(1) / counted.sum(1).clip(min=1)
 
-def class_interval(a:Sequence[RunResult], b:Sequence[RunResult], metric:str, n:int=10_000) -> Interval:
+
+def class_interval(a: Sequence[RunResult], b: Sequence[RunResult], metric: str, n: int = 10_000) -> Interval:
     "Class-wise score of `a` (minus that of `b`, if given), seeds averaged, with the percentile-bootstrap interval over clips, paired."
     clips = len(a[0].scores)
-    weights = rng('class bootstrap').multinomial(clips, [1/clips]*clips, size=n).astype(float)
-    score = lambda w: np.mean([class_score(r, metric, w) for r in a], 0) - (np.mean([class_score(r, metric, w) for r in b], 0) if b else 0)
-    return Interval(float(score(None)[0]), *(np.percentile(score(weights), [2.5, 97.5]) if clips > 1 else [float('nan')]*2))
+    weights = rng('class bootstrap').multinomial(clips, [1 / clips] * clips, size=n).astype(float)
+    score = lambda w: (
+        np.mean([class_score(r, metric, w) for r in a], 0)
+        - (np.mean([class_score(r, metric, w) for r in b], 0) if b else 0)
+    )
+    return Interval(
+        float(score(None)[0]),
+        *(np.percentile(score(weights), [2.5, 97.5]) if clips > 1 else [float('nan')] * 2),
+    )
 
-def semantic(result:RunResult) -> bool: return 'pixels' in result.scores[0]
+
+def semantic(result: RunResult) -> bool:
+    return 'pixels' in result.scores[0]
 
 # %% ../../nbs/report/10_tables.ipynb #6cff4df9
-COLUMNS = ['table', 'row', 'setting', 'metric', 'published', 'ours', 'low', 'high', 'seeds', 'published_delta', 'ours_delta', 'verdict', 'data', 'profile', 'run_ids']
-DIFFERENCES = ['row', 'against', 'setting', 'metric', 'published_delta', 'ours_delta', 'low', 'high', 'verdict']
+COLUMNS = [
+    'table',
+    'row',
+    'setting',
+    'metric',
+    'published',
+    'ours',
+    'low',
+    'high',
+    'seeds',
+    'published_delta',
+    'ours_delta',
+    'verdict',
+    'data',
+    'profile',
+    'run_ids',
+]
+DIFFERENCES = [
+    'row',
+    'against',
+    'setting',
+    'metric',
+    'published_delta',
+    'ours_delta',
+    'low',
+    'high',
+    'verdict',
+]
 
-def score_interval(results:Sequence[RunResult], metric:str) -> Interval:
+
+def score_interval(results: Sequence[RunResult], metric: str) -> Interval:
     "Our score with its interval: over seeds if there are several, else over clips."
-    if semantic(results[0]): return t_interval([class_score(r, metric)[0] for r in results]) if len(results) > 1 else class_interval(results, [], metric)
+    if semantic(results[0]):
+        return (
+            t_interval([class_score(r, metric)[0] for r in results])
+            if len(results) > 1
+            else class_interval(results, [], metric)
+        )
     values = [units(r, metric).mean() for r in results]
-    if len(values) > 1: return t_interval(values)
+    if len(values) > 1:
+        return t_interval(values)
     u = units(results[0], metric)
-    if not len(u): return Interval(float('nan'), float('nan'), float('nan'))
+    if not len(u):
+        return Interval(float('nan'), float('nan'), float('nan'))
     return paired_bootstrap(u.to_numpy(), np.zeros(len(u)), groups=u.index.to_numpy())
 
-def difference(a:Sequence[RunResult], b:Sequence[RunResult], metric:str) -> Interval:
+
+def difference(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) -> Interval:
     "Score of `a` minus score of `b`, paired by clip, seeds averaged, with the bootstrap interval over clips."
     if semantic(a[0]):
-        check([c['id'] for c in a[0].scores] == [c['id'] for c in b[0].scores], 'two rows were tested on different clips; a paired difference needs the same.')
+        check(
+            [c['id'] for c in a[0].scores] == [c['id'] for c in b[0].scores],
+            'two rows were tested on different clips; a paired difference needs the same.',
+        )
         return class_interval(a, b, metric)
     x, y = seeds_mean(a, metric), seeds_mean(b, metric)
-    check(list(x.index) == list(y.index), 'two rows were tested on different clips; a paired difference needs the same.')
-    if not len(x): return Interval(float('nan'), float('nan'), float('nan'))
+    check(
+        list(x.index) == list(y.index),
+        'two rows were tested on different clips; a paired difference needs the same.',
+    )
+    if not len(x):
+        return Interval(float('nan'), float('nan'), float('nan'))
     return paired_bootstrap(x.to_numpy(), y.to_numpy(), groups=x.index.to_numpy())
 
-def build_table(experiment:Experiment, results:Sequence[RunResult], data:str, profile:str) -> tuple[pd.DataFrame, pd.DataFrame]:
+
+def build_table(
+    experiment: Experiment, results: Sequence[RunResult], data: str, profile: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     "The long table (`COLUMNS`) and the differences with their intervals, scores in percent."
     by = lambda row, setting: [r for r in results if (r.spec.row, r.spec.setting) == (row, setting)]
     printed = published(experiment.table).set_index(['row', 'setting', 'metric']).published.to_dict()
@@ -117,160 +185,301 @@ def build_table(experiment:Experiment, results:Sequence[RunResult], data:str, pr
         for row in experiment.rows:
             other = row.against or experiment.reference
             runs, ref = by(row.name, setting), by(other, setting)
-            if not runs: continue  # a row of another setting
+            if not runs:
+                continue  # a row of another setting
             for metric in experiment.metrics:
                 pub, pub_ref = (printed.get((n, setting, metric)) for n in (row.name, other))
                 ours, d = score_interval(runs, metric), Interval(float('nan'), float('nan'), float('nan'))
-                pub_delta = round(pub - pub_ref, 6) if None not in (pub, pub_ref) and row.name != other else None
-                if row.name != other: d = difference(runs, ref, metric)
+                pub_delta = (
+                    round(pub - pub_ref, 6) if None not in (pub, pub_ref) and row.name != other else None
+                )
+                if row.name != other:
+                    d = difference(runs, ref, metric)
                 word = verdict(pub_delta, *d) if pub_delta is not None else ''
-                lines.append((experiment.table, row.name, setting, metric, pub, ours.value, ours.low, ours.high, ';'.join(str(r.spec.seed) for r in runs),
-                              pub_delta, d.value, word, data, profile, ';'.join(r.run_id for r in runs)))
-                if row.name != other: deltas.append((row.name, other, setting, metric, pub_delta, d.value, d.low, d.high, word))
-    return (pd.DataFrame(lines, columns=COLUMNS),
-            pd.DataFrame(deltas, columns=DIFFERENCES))
+                lines.append(
+                    (
+                        experiment.table,
+                        row.name,
+                        setting,
+                        metric,
+                        pub,
+                        ours.value,
+                        ours.low,
+                        ours.high,
+                        ';'.join(str(r.spec.seed) for r in runs),
+                        pub_delta,
+                        d.value,
+                        word,
+                        data,
+                        profile,
+                        ';'.join(r.run_id for r in runs),
+                    )
+                )
+                if row.name != other:
+                    deltas.append((row.name, other, setting, metric, pub_delta, d.value, d.low, d.high, word))
+    return (pd.DataFrame(lines, columns=COLUMNS), pd.DataFrame(deltas, columns=DIFFERENCES))
 
-def by_seed(experiment:Experiment, results:Sequence[RunResult]) -> pd.DataFrame:
+
+def by_seed(experiment: Experiment, results: Sequence[RunResult]) -> pd.DataFrame:
     "Every seed's own score, in percent: row, setting, metric, seed, ours."
     score = lambda r, m: class_score(r, m)[0] if semantic(r) else units(r, m).mean()
-    return pd.DataFrame([(r.spec.row, r.spec.setting, m, r.spec.seed, score(r, m)) for r in results for m in experiment.metrics], columns=['row', 'setting', 'metric', 'seed', 'ours'])
+    return pd.DataFrame(
+        [
+            (r.spec.row, r.spec.setting, m, r.spec.seed, score(r, m))
+            for r in results
+            for m in experiment.metrics
+        ],
+        columns=['row', 'setting', 'metric', 'seed', 'ours'],
+    )
 
-def claimed_differences(experiment:Experiment, results:Sequence[RunResult]) -> pd.DataFrame:
+
+def claimed_differences(experiment: Experiment, results: Sequence[RunResult]) -> pd.DataFrame:
     "The differences that the paper's claims read from this table, whatever its reference row, paired by clip as `build_table`'s are; none for a claim whose rows were not both run."
     by = lambda row, setting: [r for r in results if (r.spec.row, r.spec.setting) == (row, setting)]
     printed = published(experiment.table).set_index(['row', 'setting', 'metric']).published.to_dict()
-    pairs, lines = dict.fromkeys((better, worse) for c in CLAIMS if c.page == experiment.table for _, _, better, worse in gaps(c)), []
+    pairs, lines = (
+        dict.fromkeys(
+            (better, worse) for c in CLAIMS if c.page == experiment.table for _, _, better, worse in gaps(c)
+        ),
+        [],
+    )
     for setting in experiment.settings:
         for better, worse in ((a, b) for a, b in pairs if by(a, setting) and by(b, setting)):
             for metric in experiment.metrics:
                 pub, pub_ref = (printed.get((n, setting, metric)) for n in (better, worse))
-                gap, d = round(pub - pub_ref, 6) if None not in (pub, pub_ref) else None, difference(by(better, setting), by(worse, setting), metric)
-                lines.append((better, worse, setting, metric, gap, *d, verdict(gap, *d) if gap is not None else ''))
+                gap, d = (
+                    round(pub - pub_ref, 6) if None not in (pub, pub_ref) else None,
+                    difference(by(better, setting), by(worse, setting), metric),
+                )
+                lines.append(
+                    (better, worse, setting, metric, gap, *d, verdict(gap, *d) if gap is not None else '')
+                )
     return pd.DataFrame(lines, columns=DIFFERENCES)
 
 # %% ../../nbs/report/10_tables.ipynb #268ce06c
-def with_published(experiment:Experiment, table:pd.DataFrame) -> pd.DataFrame:
+def with_published(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
     "The long table, preceded by the printed rows that are not ours; settings and metrics that the experiment does not have are left out."
     printed = published(experiment.table)
-    printed = printed[printed.setting.isin(experiment.settings) & printed.metric.isin(experiment.metrics) & ~printed.row.isin(table.row)]
-    rows = printed[['row', 'setting', 'metric', 'published']].assign(table=experiment.table, data=table.data.iloc[0], profile=table.profile.iloc[0])
+    printed = printed[
+        printed.setting.isin(experiment.settings)
+        & printed.metric.isin(experiment.metrics)
+        & ~printed.row.isin(table.row)
+    ]
+    rows = printed[['row', 'setting', 'metric', 'published']].assign(
+        table=experiment.table, data=table.data.iloc[0], profile=table.profile.iloc[0]
+    )
     return pd.concat([rows.reindex(columns=COLUMNS), table], ignore_index=True)
 
 # %% ../../nbs/report/10_tables.ipynb #d0721583
-def main_metric(table:pd.DataFrame) -> str:
+def main_metric(table: pd.DataFrame) -> str:
     "The metric that verdicts are read from: J&F, else the first."
     return 'J&F' if 'J&F' in set(table.metric) else table.metric.iloc[0]
 
-def wide_table(table:pd.DataFrame) -> pd.DataFrame:
+
+def wide_table(table: pd.DataFrame) -> pd.DataFrame:
     "Rows as printed; a column for each setting and metric, `published -> ours`, and the verdicts on the main metric."
     show = lambda v: '-' if pd.isna(v) else f'{v:.1f}'
     cell = lambda r: f'{show(r.published)} -> {show(r.ours)}'
     wide = table.assign(cell=table.apply(cell, axis=1), column=table.setting.str.upper() + ' ' + table.metric)
-    out = wide.pivot(index='row', columns='column', values='cell').loc[table.row.unique(), wide.column.unique()]
+    out = wide.pivot(index='row', columns='column', values='cell').loc[
+        table.row.unique(), wide.column.unique()
+    ]
     for s in table.setting.unique():
-        out[f'{s.upper()} verdict'] = table[(table.setting == s) & (table.metric == main_metric(table))].set_index('row').verdict
+        out[f'{s.upper()} verdict'] = (
+            table[(table.setting == s) & (table.metric == main_metric(table))].set_index('row').verdict
+        )
     out.index.name = out.columns.name = None
     return out.astype(object).where(out.notna(), '')
 
-def markdown(experiment:Experiment, table:pd.DataFrame, differences:pd.DataFrame) -> str:
+
+def markdown(experiment: Experiment, table: pd.DataFrame, differences: pd.DataFrame) -> str:
     "`table.md`: the wide table, the differences and how to read both."
     d = differences.copy()
     d['ours_delta'] = [f'{v:+.1f} [{l:+.1f}, {h:+.1f}]' for v, l, h in zip(d.ours_delta, d.low, d.high)]
     d['published_delta'] = ['' if pd.isna(v) else f'{v:+.1f}' for v in d.published_delta]
     first = table[table.ours.notna()].iloc[0]
-    return (f'# {experiment.table}: {experiment.title}\n\nData `{first.data}`, profile `{first.profile}`, seeds {first.seeds.replace(";", ", ")}. Scores in percent, published -> ours. '
-            'Absolute scores on other data are not comparable with the published ones; differences between rows are what is replicated.\n\n'
-            f'{wide_table(table).to_markdown()}\n\n## Differences\n\n'
-            'Ours with the 95 % interval of a paired bootstrap over clips (10,000 resamples).\n\n'
-            f'{d.drop(columns=["low", "high"]).to_markdown(index=False)}\n')
+    return (
+        f'# {experiment.table}: {experiment.title}\n\nData `{first.data}`, profile `{first.profile}`, seeds {first.seeds.replace(";", ", ")}. Scores in percent, published -> ours. '
+        'Absolute scores on other data are not comparable with the published ones; differences between rows are what is replicated.\n\n'
+        f'{wide_table(table).to_markdown()}\n\n## Differences\n\n'
+        'Ours with the 95 % interval of a paired bootstrap over clips (10,000 resamples).\n\n'
+        f'{d.drop(columns=["low", "high"]).to_markdown(index=False)}\n'
+    )
 
 # %% ../../nbs/report/10_tables.ipynb #0e643a55
-def every_seed(experiment:Experiment, results:Sequence[RunResult]) -> tuple[str, dict[str, pd.DataFrame]]:
+def every_seed(experiment: Experiment, results: Sequence[RunResult]) -> tuple[str, dict[str, pd.DataFrame]]:
     "If there are several seeds, a section for `table.md` with the main metric of each, and the file `seeds` with all; else nothing."
     seeds = by_seed(experiment, results)
-    if seeds.seed.nunique() < 2: return '', {}
+    if seeds.seed.nunique() < 2:
+        return '', {}
     main = main_metric(seeds)
-    shown = seeds[seeds.metric == main].assign(column=lambda s: s.setting.str.upper() + ', seed ' + s.seed.astype(str))
-    shown = shown.pivot(index='row', columns='column', values='ours').loc[shown.row.unique(), shown.column.unique()]
-    return (f'\n## Every seed\n\n{main} of each. The intervals of the differences above are of test clips and do not hold what another seed would give.\n\n'
-            f'{shown.to_markdown(floatfmt=".1f", missingval="")}\n'), dict(seeds=seeds)
+    shown = seeds[seeds.metric == main].assign(
+        column=lambda s: s.setting.str.upper() + ', seed ' + s.seed.astype(str)
+    )
+    shown = shown.pivot(index='row', columns='column', values='ours').loc[
+        shown.row.unique(), shown.column.unique()
+    ]
+    return (
+        f'\n## Every seed\n\n{main} of each. The intervals of the differences above are of test clips and do not hold what another seed would give.\n\n'
+        f'{shown.to_markdown(floatfmt=".1f", missingval="")}\n'
+    ), dict(seeds=seeds)
 
-def plot_table(experiment:Experiment, table:pd.DataFrame, differences:pd.DataFrame) -> plt.Figure:
+
+def plot_table(experiment: Experiment, table: pd.DataFrame, differences: pd.DataFrame) -> plt.Figure:
     "Scores of all rows and differences against the reference, a line of panels for each setting."
     sns.set_theme(style='whitegrid', context='notebook', palette='colorblind')
     ours, theirs = sns.color_palette('colorblind')[:2]
     n, main = len(experiment.settings), main_metric(table)
     left_metric = 'J_sounding' if 'J_sounding' in set(table.metric) else main
-    fig, axs = plt.subplots(n, 2, figsize=(11, 1.2 + 2.3*n), squeeze=False)
+    fig, axs = plt.subplots(n, 2, figsize=(11, 1.2 + 2.3 * n), squeeze=False)
     for (left, right), setting in zip(axs, experiment.settings):
         t = table[(table.setting == setting) & (table.metric == left_metric) & table.ours.notna()]
-        left.barh(t.row, t.ours, color=ours, xerr=[(t.ours - t.low).abs(), (t.high - t.ours).abs()], ecolor='black', capsize=3)
-        left.invert_yaxis(); left.set_xlim(0, 100); left.set_xlabel('J where something sounds (%)' if left_metric == 'J_sounding' else f'{left_metric} (%)'); left.set_title(f'{setting.upper()}-like: score')
-        d = differences[(differences.setting == setting) & (differences.metric == main)].reset_index(drop=True)
+        left.barh(
+            t.row,
+            t.ours,
+            color=ours,
+            xerr=[(t.ours - t.low).abs(), (t.high - t.ours).abs()],
+            ecolor='black',
+            capsize=3,
+        )
+        left.invert_yaxis()
+        left.set_xlim(0, 100)
+        left.set_xlabel(
+            'J where something sounds (%)' if left_metric == 'J_sounding' else f'{left_metric} (%)'
+        )
+        left.set_title(f'{setting.upper()}-like: score')
+        d = differences[(differences.setting == setting) & (differences.metric == main)].reset_index(
+            drop=True
+        )
         right.axvline(0, color='black', lw=1)
-        right.errorbar(d.ours_delta, d.index - .1, xerr=[(d.ours_delta - d.low).abs(), (d.high - d.ours_delta).abs()], fmt='o', color=ours, capsize=4, label='ours, 95 % interval')
-        if d.published_delta.notna().any(): right.plot(d.published_delta.astype(float), d.index + .15, 'D', color=theirs, label='published')
-        right.set_yticks(d.index, d.row); right.set_ylim(len(d) - .5, -.5); right.set_xlabel(f'{main} minus {experiment.reference} (points)'); right.set_title(f'{setting.upper()}-like: difference')
-    fig.tight_layout(rect=(0, .07, 1, 1))
+        right.errorbar(
+            d.ours_delta,
+            d.index - 0.1,
+            xerr=[(d.ours_delta - d.low).abs(), (d.high - d.ours_delta).abs()],
+            fmt='o',
+            color=ours,
+            capsize=4,
+            label='ours, 95 % interval',
+        )
+        if d.published_delta.notna().any():
+            right.plot(d.published_delta.astype(float), d.index + 0.15, 'D', color=theirs, label='published')
+        right.set_yticks(d.index, d.row)
+        right.set_ylim(len(d) - 0.5, -0.5)
+        right.set_xlabel(f'{main} minus {experiment.reference} (points)')
+        right.set_title(f'{setting.upper()}-like: difference')
+    fig.tight_layout(rect=(0, 0.07, 1, 1))
     fig.legend(*axs[0, 1].get_legend_handles_labels(), loc='lower right', ncol=2, fontsize=10, frameon=False)
     return fig
 
 # %% ../../nbs/report/10_tables.ipynb #4e326299
-def results_folder(experiment:Experiment, profile:str, data:str) -> Path:
+def results_folder(experiment: Experiment, profile: str, data: str) -> Path:
     "`results/<profile>/<data>/<paper>/<id>`; for `smoke` in the cache folder."
     parts = (profile, data, experiment.paper, experiment.id)
-    return cache_dir('results', *parts) if profile == 'smoke' and 'AVSREPRO_RESULTS' not in os.environ else results_dir(*parts)
+    return (
+        cache_dir('results', *parts)
+        if profile == 'smoke' and 'AVSREPRO_RESULTS' not in os.environ
+        else results_dir(*parts)
+    )
 
-def command(experiment:Experiment, profile:str, data:str, seeds:Iterable[int]=()) -> str:
+
+def command(experiment: Experiment, profile: str, data: str, seeds: Iterable[int] = ()) -> str:
     "The line that makes the folder again; `seeds` are those of its runs, named where they are not the profile's."
     usual = {s for row in experiment.rows for s in seeds_of(row, get_profile(profile))}
     asked = '' if set(seeds) in (set(), usual) else ''.join(f' --seeds {s}' for s in sorted(set(seeds)))
     where = '' if data == 'procedural' else ' --data voc_esc' if data == 'voc_esc' else ' --data PATH'
     return f'avsrepro reproduce --paper {experiment.paper} --only {experiment.id} --profile {profile}{where}{asked}'
 
-def forget_runs(paper:Path) -> None:
-    "Remove the runs in `paper/runs` that no page beside it names any more."
-    named = {i for meta in paper.glob('*/meta.json') for i in json.loads(meta.read_text(encoding='utf-8'))['run_ids']}
-    for f in (paper/'runs').glob('*.jsonl'):
-        if f.stem not in named and not f.name.startswith('.'): f.unlink(missing_ok=True)  # a leading dot: a file that another page is writing now
 
-def write_page(experiment:Experiment, profile:str, data:str,  # source
-               results:Sequence[RunResult],  # the trained runs behind the page
-               tables:Mapping[str, pd.DataFrame],  # by file name; 'table' is the long table
-               text:str,  # of `table.md`
-               figures:Mapping[str, plt.Figure]  # by file name
-              ) -> Path:
+def forget_runs(paper: Path) -> None:
+    "Remove the runs in `paper/runs` that no page beside it names any more."
+    named = {
+        i
+        for meta in paper.glob('*/meta.json')
+        for i in json.loads(meta.read_text(encoding='utf-8'))['run_ids']
+    }
+    for f in (paper / 'runs').glob('*.jsonl'):
+        if f.stem not in named and not f.name.startswith('.'):
+            f.unlink(missing_ok=True)  # a leading dot: a file that another page is writing now
+
+
+def write_page(
+    experiment: Experiment,
+    profile: str,
+    data: str,  # source
+    results: Sequence[RunResult],  # the trained runs behind the page
+    tables: Mapping[str, pd.DataFrame],  # by file name; 'table' is the long table
+    text: str,  # of `table.md`
+    figures: Mapping[str, plt.Figure],  # by file name
+) -> Path:
     "Write all files of an experiment, each whole or not at all; returns the folder."
     folder = results_folder(experiment, profile, data)
-    for name, t in tables.items(): atomic_write(folder/f'{name}.csv', t.to_csv(index=False, float_format='%.4f'))
-    for name in {'effects', 'seeds'} - set(tables): (folder/f'{name}.csv').unlink(missing_ok=True)  # of an earlier run
-    atomic_write(folder/'table.md', text)
+    for name, t in tables.items():
+        atomic_write(folder / f'{name}.csv', t.to_csv(index=False, float_format='%.4f'))
+    for name in {'effects', 'seeds'} - set(tables):
+        (folder / f'{name}.csv').unlink(missing_ok=True)  # of an earlier run
+    atomic_write(folder / 'table.md', text)
     for name, figure in figures.items():
         for kind in ('png', 'svg'):
-            with atomic_path(folder/f'{name}.{kind}') as tmp, plt.rc_context({'svg.fonttype': 'none'}):  # letters as text, not as curves
-                figure.savefig(tmp, dpi=72 if kind == 'svg' else 110, metadata={'Date': None} if kind == 'svg' else None)
+            with (
+                atomic_path(folder / f'{name}.{kind}') as tmp,
+                plt.rc_context({'svg.fonttype': 'none'}),
+            ):  # letters as text, not as curves
+                figure.savefig(
+                    tmp, dpi=72 if kind == 'svg' else 110, metadata={'Date': None} if kind == 'svg' else None
+                )
                 shrink_pictures(Path(tmp), kind)
-    meta = dict(table=experiment.table, command=command(experiment, profile, data, {r.spec.seed for r in results}), data=data, profile=profile, written=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-                seeds=sorted({r.spec.seed for r in results}), environment=environment(), trained_at=sorted({r.environment.get('commit', 'unknown') for r in results}),
-                devices=sorted({r.environment.get('device', 'unknown') for r in results}), training_seconds=round(sum(r.duration_s for r in results)), run_ids=[r.run_id for r in results])
-    atomic_write(folder/'meta.json', json.dumps(meta, indent=1))
-    for r in results: export_runs([r], folder.parent/'runs'/f'{r.run_id}.jsonl')
+    meta = dict(
+        table=experiment.table,
+        command=command(experiment, profile, data, {r.spec.seed for r in results}),
+        data=data,
+        profile=profile,
+        written=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        seeds=sorted({r.spec.seed for r in results}),
+        environment=environment(),
+        trained_at=sorted({r.environment.get('commit', 'unknown') for r in results}),
+        devices=sorted({r.environment.get('device', 'unknown') for r in results}),
+        training_seconds=round(sum(r.duration_s for r in results)),
+        run_ids=[r.run_id for r in results],
+    )
+    atomic_write(folder / 'meta.json', json.dumps(meta, indent=1))
+    for r in results:
+        export_runs([r], folder.parent / 'runs' / f'{r.run_id}.jsonl')
     forget_runs(folder.parent)
     return folder
 
-def write_results(experiment:Experiment, results:Sequence[RunResult], table:pd.DataFrame, differences:pd.DataFrame, figure:plt.Figure) -> Path:
+
+def write_results(
+    experiment: Experiment,
+    results: Sequence[RunResult],
+    table: pd.DataFrame,
+    differences: pd.DataFrame,
+    figure: plt.Figure,
+) -> Path:
     "`write_page` for a table of scores and its differences (`effects.csv`: those that a claim reads between two other rows; `seeds.csv`: the scores of each seed, if there are several), with the table in LaTeX."
-    effects, known = claimed_differences(experiment, results), {frozenset(p) for p in zip(differences.row, differences.against)}
+    effects, known = (
+        claimed_differences(experiment, results),
+        {frozenset(p) for p in zip(differences.row, differences.against)},
+    )
     effects = effects[[frozenset(p) not in known for p in zip(effects.row, effects.against)]]
     section, seeds = every_seed(experiment, results)
-    folder = write_page(experiment, table.profile.iloc[0], table.data.iloc[0], results, dict(table=table, differences=differences, **(dict(effects=effects) if len(effects) else {}), **seeds),
-                        markdown(experiment, table, differences) + section, dict(figure=figure))
-    atomic_write(folder/'table.tex', wide_table(table).to_latex(escape=True))
+    folder = write_page(
+        experiment,
+        table.profile.iloc[0],
+        table.data.iloc[0],
+        results,
+        dict(
+            table=table, differences=differences, **(dict(effects=effects) if len(effects) else {}), **seeds
+        ),
+        markdown(experiment, table, differences) + section,
+        dict(figure=figure),
+    )
+    atomic_write(folder / 'table.tex', wide_table(table).to_latex(escape=True))
     return folder
 
 # %% ../../nbs/report/10_tables.ipynb #e4858ed6
-def only_parameters(namespace:dict, *known:str) -> None:
+def only_parameters(namespace: dict, *known: str) -> None:
     "`InputError` when the notebook's namespace holds plain values other than the `known` parameters."
     plain = (str, int, float, bool, list, tuple, dict, type(None))
     for name, value in namespace.items():
-        if isinstance(value, plain) and not name.startswith('_') and name not in ('In', 'Out', *known): raise unknown('parameter', name, known)
+        if isinstance(value, plain) and not name.startswith('_') and name not in ('In', 'Out', *known):
+            raise unknown('parameter', name, known)

@@ -22,13 +22,19 @@ from ..models.base import AVSModel, Output
 from ..nn.features import ClipFeatures, FeatureCache, Features
 
 # %% ../../nbs/train/27_batches.ipynb #9a1ba2f5
-SILENCE = math.log(.01)  # log-mel of silence (reference facts, section 2)
+SILENCE = math.log(0.01)  # log-mel of silence (reference facts, section 2)
+
 
 class Silenced(Sequence):
     "A data set with the sound of every clip replaced by silence; targets stay."
-    def __init__(self, clips:Sequence): self.clips, self.ids = clips, clips.ids
-    def __len__(self) -> int: return len(self.clips)
-    def __getitem__(self, i:int):
+
+    def __init__(self, clips: Sequence):
+        self.clips, self.ids = clips, clips.ids
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, i: int):
         clip = self.clips[i]
         return replace(clip, audio=torch.zeros_like(clip.audio), mel=torch.full_like(clip.mel, SILENCE))
 
@@ -36,123 +42,174 @@ class Silenced(Sequence):
 @dataclass
 class Batch:
     "B clips of T frames."
+
     ids: list[str]
-    inputs: tuple[Tensor, Tensor]|Features  # frames uint8 [B,T,3,H,W] and mel [B,T,C,96,64], or what encoders made of them
+    inputs: (
+        tuple[Tensor, Tensor] | Features
+    )  # frames uint8 [B,T,3,H,W] and mel [B,T,C,96,64], or what encoders made of them
     target: Tensor  # uint8 [B,T,H,W]: 0 background, k class, 255 void
     supervised: Tensor  # bool [B,T]
 
-    def part(self, start:int, stop:int) -> 'Batch':
+    def part(self, start: int, stop: int) -> 'Batch':
         "The same clips from second `start` up to `stop`."
         cut, x = (lambda t: t[:, start:stop]), self.inputs
-        inputs = Features(list(map(cut, x.visual)), cut(x.audio_vector), cut(x.audio_map)) if isinstance(x, Features) else tuple(map(cut, x))
+        inputs = (
+            Features(list(map(cut, x.visual)), cut(x.audio_vector), cut(x.audio_map))
+            if isinstance(x, Features)
+            else tuple(map(cut, x))
+        )
         return Batch(self.ids, inputs, cut(self.target), cut(self.supervised))
 
-def in_steps(order:Sequence[int], batch_size:int) -> list[list[int]]:
+
+def in_steps(order: Sequence[int], batch_size: int) -> list[list[int]]:
     "`order` cut into steps of `batch_size`, the last one perhaps smaller."
-    return [list(order[i:i + batch_size]) for i in range(0, len(order), batch_size)]
+    return [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+
 
 class Source:
     "Hands out a data set in batches. A subclass has `ids` and `load`, which returns the batches of one step."
+
     ids: Sequence[str]
     workers = 0  # threads that load ahead
-    def load(self, indices:Sequence[int]) -> list[Batch]: raise NotImplementedError
-    def __len__(self) -> int: return len(self.ids)
 
-    def steps(self, batch_size:int, order:Sequence[int]) -> list[list[int]]:
+    def load(self, indices: Sequence[int]) -> list[Batch]:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def steps(self, batch_size: int, order: Sequence[int]) -> list[list[int]]:
         "The clips of each step of training, which go through them in `order`."
         return in_steps(order, batch_size)
 
-    def batches(self, batch_size:int, order:Sequence[int]|None=None) -> Iterator[list[Batch]]:
+    def batches(self, batch_size: int, order: Sequence[int] | None = None) -> Iterator[list[Batch]]:
         "The batches of each step, `batch_size` clips together, by `steps` of `order` (default: all clips as they lie)."
         steps = in_steps(range(len(self)), batch_size) if order is None else self.steps(batch_size, order)
         return ahead(self.load, steps, self.workers) if self.workers else map(self.load, steps)
 
 # %% ../../nbs/train/27_batches.ipynb #339ef24a
-def ahead(load, steps:Sequence, workers:int) -> Iterator:
+def ahead(load, steps: Sequence, workers: int) -> Iterator:
     "`map(load, steps)` in threads, never more than two steps per thread ahead of the reader."
     with ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(load, s) for s in steps[:2 * workers]]
-        for s in (*steps[2 * workers:], *[None] * len(waiting)):
-            if s is not None: waiting.append(pool.submit(load, s))
-            if waiting: yield waiting.pop(0).result()
+        waiting = [pool.submit(load, s) for s in steps[: 2 * workers]]
+        for s in (*steps[2 * workers :], *[None] * len(waiting)):
+            if s is not None:
+                waiting.append(pool.submit(load, s))
+            if waiting:
+                yield waiting.pop(0).result()
 
 # %% ../../nbs/train/27_batches.ipynb #c4f5984b
-def by_shape(clips:Iterable) -> list[list]:
+def by_shape(clips: Iterable) -> list[list]:
     "Clips that can be stacked together, in order of first appearance."
     groups = {}
-    for c in clips: groups.setdefault((c.frames.shape, c.mel.shape, c.target.shape), []).append(c)
+    for c in clips:
+        groups.setdefault((c.frames.shape, c.mel.shape, c.target.shape), []).append(c)
     return list(groups.values())
+
 
 class ClipSource(Source):
     "Raw clips, for training end to end; `hear` is the audio encoder's (default: the log-mel as it is)."
-    def __init__(self, clips:Sequence, workers:int=0, hear:Callable=attrgetter('mel')): self.clips, self.ids, self.workers, self.hear = clips, clips.ids, workers, hear
-    def load(self, indices:Sequence[int]) -> list[Batch]:
+
+    def __init__(self, clips: Sequence, workers: int = 0, hear: Callable = attrgetter('mel')):
+        self.clips, self.ids, self.workers, self.hear = clips, clips.ids, workers, hear
+
+    def load(self, indices: Sequence[int]) -> list[Batch]:
         stack = lambda group, name: torch.stack([getattr(c, name) for c in group])
-        return [Batch([c.info['id'] for c in g], (stack(g, 'frames'), torch.stack([self.hear(c) for c in g])), stack(g, 'target').to(torch.uint8), stack(g, 'supervised'))
-                for g in by_shape(self.clips[i] for i in indices)]
+        return [
+            Batch(
+                [c.info['id'] for c in g],
+                (stack(g, 'frames'), torch.stack([self.hear(c) for c in g])),
+                stack(g, 'target').to(torch.uint8),
+                stack(g, 'supervised'),
+            )
+            for g in by_shape(self.clips[i] for i in indices)
+        ]
 
 # %% ../../nbs/train/27_batches.ipynb #a91b761f
 class FeatureSource(Source):
     "Cached features of frozen encoders, for training a decoder."
-    def __init__(self, features:ClipFeatures, workers:int=0): self.features, self.ids, self.workers = features, features.ids, workers
+
+    def __init__(self, features: ClipFeatures, workers: int = 0):
+        self.features, self.ids, self.workers = features, features.ids, workers
 
     @staticmethod
-    def of(model:AVSModel, clips:Sequence, cache:FeatureCache|None=None, progress:bool=True, workers:int=0) -> 'FeatureSource':
+    def of(
+        model: AVSModel,
+        clips: Sequence,
+        cache: FeatureCache | None = None,
+        progress: bool = True,
+        workers: int = 0,
+    ) -> 'FeatureSource':
         "Encode `clips` with the encoders of `model`, or find them in the cache."
         f = ClipFeatures(model.visual, model.audio, clips, cache, progress)
         device = next(model.parameters()).device
         if device.type == 'cuda':
             size = sum(2 * math.prod(r.shape) for r in (*f.visual, f.audio_vector, f.audio_map))
-            if size < torch.cuda.mem_get_info(device)[0] / 10: f.to(device)
+            if size < torch.cuda.mem_get_info(device)[0] / 10:
+                f.to(device)
         return FeatureSource(f, workers)
 
-    def silenced(self, model:AVSModel, cache:FeatureCache|None=None) -> 'FeatureSource':
+    def silenced(self, model: AVSModel, cache: FeatureCache | None = None) -> 'FeatureSource':
         "The features of `Silenced` clips, without reading the clips again: one silent example stands for every sound."
         f, sounds = copy(self.features), (cache or FeatureCache()).stream(model.audio, 'audio')
         sounds.add(torch.full(f.shape[1], model.audio.silence))
         f.audio_vector, f.audio_map = sounds.rows()
         f.audio_index = [torch.zeros_like(i) for i in f.audio_index]
         device = self.features.audio_vector.chunks[0].device
-        if device.type != 'cpu': f.audio_vector, f.audio_map = f.audio_vector.to(device), f.audio_map.to(device)
+        if device.type != 'cpu':
+            f.audio_vector, f.audio_map = f.audio_vector.to(device), f.audio_map.to(device)
         return FeatureSource(f, self.workers)
 
-    def coarsest(self, levels:int) -> 'FeatureSource':
+    def coarsest(self, levels: int) -> 'FeatureSource':
         "The same features with only the `levels` coarsest visual maps, for a decoder that reads no more."
         f = copy(self.features)
         f.visual = f.visual[-levels:]
         return FeatureSource(f, self.workers)
 
-    def steps(self, batch_size:int, order:Sequence[int]) -> list[list[int]]:
+    def steps(self, batch_size: int, order: Sequence[int]) -> list[list[int]]:
         "Clips of one length together, so that a step is one batch; the steps follow one another as their first clips do."
         lengths = {}
-        for place, i in enumerate(order): lengths.setdefault(len(self.features.targets[i]), []).append((place, i))
-        return [[i for _, i in s] for s in sorted(s for group in lengths.values() for s in in_steps(group, batch_size))]
+        for place, i in enumerate(order):
+            lengths.setdefault(len(self.features.targets[i]), []).append((place, i))
+        return [
+            [i for _, i in s]
+            for s in sorted(s for group in lengths.values() for s in in_steps(group, batch_size))
+        ]
 
-    def load(self, indices:Sequence[int]) -> list[Batch]:
+    def load(self, indices: Sequence[int]) -> list[Batch]:
         groups = {}
-        for i in indices: groups.setdefault(len(self.features.targets[i]), []).append(i)
+        for i in indices:
+            groups.setdefault(len(self.features.targets[i]), []).append(i)
         return [Batch([self.ids[i] for i in g], *self.features.batch(g)) for g in groups.values()]
 
-def source_of(model:AVSModel, clips:Sequence, progress:bool=True) -> Source:
+
+def source_of(model: AVSModel, clips: Sequence, progress: bool = True) -> Source:
     "Cached features of `clips` when both encoders of `model` are frozen, else the clips."
     frozen = model.frozen_visual and model.frozen_audio
-    return FeatureSource.of(model, clips, progress=progress).coarsest(model.levels) if frozen else ClipSource(clips, hear=model.audio.hear)
+    return (
+        FeatureSource.of(model, clips, progress=progress).coarsest(model.levels)
+        if frozen
+        else ClipSource(clips, hear=model.audio.hear)
+    )
 
 # %% ../../nbs/train/27_batches.ipynb #ec31cbd5
 @lru_cache
-def in_half(kind:str) -> bool:
+def in_half(kind: str) -> bool:
     "Whether a kind of device multiplies in bf16: CUDA, and processors with AMX."
     return kind == 'cuda' or kind == 'cpu' and bool(torch.cpu.get_capabilities().get('amx_bf16'))
 
-def predict(model:AVSModel,
-            batch:Batch,
-            size:tuple[int, int]|None=None,  # of the masks; None: the decoder's own resolution
-            amp:str|None=None  # 'bf16': autocast where `in_half` holds
-           ) -> Output:
+
+def predict(
+    model: AVSModel,
+    batch: Batch,
+    size: tuple[int, int] | None = None,  # of the masks; None: the decoder's own resolution
+    amp: str | None = None,  # 'bf16': autocast where `in_half` holds
+) -> Output:
     "The model's output for a batch, on the model's device."
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=amp == 'bf16' and in_half(device.type)):
-        if isinstance(batch.inputs, Features): features = batch.inputs.to(device, non_blocking=True)
+        if isinstance(batch.inputs, Features):
+            features = batch.inputs.to(device, non_blocking=True)
         else:
             frames, mel = (x.to(device, non_blocking=True) for x in batch.inputs)
             features = model.encode(model.normalise(frames), mel)

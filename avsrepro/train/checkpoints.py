@@ -22,39 +22,51 @@ from ..core.paths import atomic_path
 from .store import note
 
 # %% ../../nbs/train/25_checkpoints.ipynb #580d8e16
-def write_tensors(path:str|Path, tensors:Mapping[str, Tensor], record:dict[str, Any]) -> Path:
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> Path:
     "Write named tensors and a JSON record to a safetensors file, completely or not at all."
-    with atomic_path(path) as tmp: save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, tmp, metadata=dict(record=json.dumps(record)))
+    with atomic_path(path) as tmp:
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            tmp,
+            metadata=dict(record=json.dumps(record)),
+        )
     return Path(path)
 
-def read_tensors(path:str|Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     "The tensors and the record of such a file; `InputError` if it is missing, truncated or another kind of file."
     try:
-        with safe_open(str(path), framework='pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['record'])
+        with safe_open(str(path), framework='pt') as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['record'])
     except (OSError, SafetensorError, TypeError, KeyError, ValueError) as e:
         raise InputError(f'{path}: expected a checkpoint of a run in safetensors ({e}).') from e
 
 # %% ../../nbs/train/25_checkpoints.ipynb #a47c9cbc
-def kept_state(model:nn.Module) -> dict[str, Tensor]:
+def kept_state(model: nn.Module) -> dict[str, Tensor]:
     "Parameters and buffers of `model` without those of its frozen encoders."
     frozen = tuple(f'{p}.' for p in ('visual', 'audio') if getattr(model, f'frozen_{p}', False))
     return {k: v for k, v in model.state_dict().items() if not k.startswith(frozen)}
 
-def load_kept(model:nn.Module, tensors:Mapping[str, Tensor], path:str|Path) -> None:
+
+def load_kept(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     "Put what `kept_state` kept into `model`; `InputError` naming `path` and the first key that is missing, unknown or of another shape."
     own = kept_state(model)
     for k in (*own, *tensors):
         check(k in tensors, f"{path}: expected weights for '{k}', which the file does not have.")
         check(k in own, f"{path}: has weights for '{k}', which the model does not have.")
-        check(own[k].shape == tensors[k].shape, f"{path}: expected '{k}' of shape {list(own[k].shape)}, found {list(tensors[k].shape)}.")
+        check(
+            own[k].shape == tensors[k].shape,
+            f"{path}: expected '{k}' of shape {list(own[k].shape)}, found {list(tensors[k].shape)}.",
+        )
     model.load_state_dict(dict(tensors), strict=False)
 
 # %% ../../nbs/train/25_checkpoints.ipynb #8f1b3f6b
-def optimizer_tensors(optimizer:torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     "The optimiser's state by parameter number and name, e.g. `0.exp_avg`."
     return {f'{i}.{k}': v for i, s in optimizer.state_dict()['state'].items() for k, v in s.items()}
 
-def load_optimizer(optimizer:torch.optim.Optimizer, tensors:Mapping[str, Tensor]) -> None:
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     "Put the state back; rates come from the schedule, not from here."
     state = {}
     for name, v in tensors.items():
@@ -65,30 +77,41 @@ def load_optimizer(optimizer:torch.optim.Optimizer, tensors:Mapping[str, Tensor]
 # %% ../../nbs/train/25_checkpoints.ipynb #79504e69
 class Checkpoints:
     "The checkpoints of one run in `folder`."
-    def __init__(self, folder:str|Path, run_id:str):
+
+    def __init__(self, folder: str | Path, run_id: str):
         self.folder, self.run_id = Path(folder), run_id
-        self.latest, self.final = self.folder/'latest.safetensors', self.folder/'model.safetensors'
+        self.latest, self.final = self.folder / 'latest.safetensors', self.folder / 'model.safetensors'
 
-    def best(self, epoch:int) -> Path: return self.folder/f'best-{epoch:04d}.safetensors'
+    def best(self, epoch: int) -> Path:
+        return self.folder / f'best-{epoch:04d}.safetensors'
 
-    def save(self, model:nn.Module, optimizer:torch.optim.Optimizer, record:dict[str, Any]) -> None:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> None:
         "After an epoch; `record` has at least `epoch` and `selected`, the number of the epoch to be tested."
         weights, record = kept_state(model), dict(record, run_id=self.run_id)
-        if record['selected'] == record['epoch']: write_tensors(self.best(record['epoch']), weights, record)
-        tensors = {f'model.{k}': v for k, v in weights.items()} | {f'optimizer.{k}': v for k, v in optimizer_tensors(optimizer).items()}
+        if record['selected'] == record['epoch']:
+            write_tensors(self.best(record['epoch']), weights, record)
+        tensors = {f'model.{k}': v for k, v in weights.items()} | {
+            f'optimizer.{k}': v for k, v in optimizer_tensors(optimizer).items()
+        }
         write_tensors(self.latest, tensors, record)
         for p in self.folder.glob('best-*.safetensors'):
-            if p != self.best(record['selected']): p.unlink(missing_ok=True)
+            if p != self.best(record['selected']):
+                p.unlink(missing_ok=True)
 
-    def _read(self, path:Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, record = read_tensors(path)
-        check(record.get('run_id') == self.run_id, f"{path}: expected a checkpoint of run {self.run_id}, found one of {record.get('run_id')}.")
+        check(
+            record.get('run_id') == self.run_id,
+            f"{path}: expected a checkpoint of run {self.run_id}, found one of {record.get('run_id')}.",
+        )
         return tensors, record
 
-    def resume(self, model:nn.Module, optimizer:torch.optim.Optimizer) -> dict[str, Any]|None:
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         "Load the latest epoch into model and optimiser and return its record; None, with one line if something was there, to start anew."
-        for p in self.folder.glob('.*.tmp*'): p.unlink(missing_ok=True)  # of a killed process: the caller holds the run's lock
-        if not self.latest.exists(): return None
+        for p in self.folder.glob('.*.tmp*'):
+            p.unlink(missing_ok=True)  # of a killed process: the caller holds the run's lock
+        if not self.latest.exists():
+            return None
         try:
             tensors, record = self._read(self.latest)
             self._read(self.best(record['selected']))
@@ -96,16 +119,21 @@ class Checkpoints:
             load_kept(model, part('model.'), self.latest)
             load_optimizer(optimizer, part('optimizer.'))
             return record
-        except (InputError, KeyError) as e: note(f'{e} The run starts again from its first epoch.')
+        except (InputError, KeyError) as e:
+            note(f'{e} The run starts again from its first epoch.')
 
-    def load_best(self, model:nn.Module, epoch:int) -> None: load_kept(model, self._read(self.best(epoch))[0], self.best(epoch))
+    def load_best(self, model: nn.Module, epoch: int) -> None:
+        load_kept(model, self._read(self.best(epoch))[0], self.best(epoch))
 
-    def finish(self, epoch:int) -> None:
+    def finish(self, epoch: int) -> None:
         "Keep the selected epoch's weights as `model.safetensors`; to be called before the result is stored."
-        with atomic_path(self.final) as tmp: shutil.copyfile(self.best(epoch), tmp)
+        with atomic_path(self.final) as tmp:
+            shutil.copyfile(self.best(epoch), tmp)
 
     def tidy(self) -> None:
         "Remove everything but `model.safetensors`; to be called after the result is stored."
-        for p in (*self.folder.glob('best-*'), *self.folder.glob('.*.tmp*'), self.latest): p.unlink(missing_ok=True)
+        for p in (*self.folder.glob('best-*'), *self.folder.glob('.*.tmp*'), self.latest):
+            p.unlink(missing_ok=True)
 
-    def load_final(self, model:nn.Module) -> None: load_kept(model, self._read(self.final)[0], self.final)
+    def load_final(self, model: nn.Module) -> None:
+        load_kept(model, self._read(self.final)[0], self.final)

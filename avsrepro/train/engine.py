@@ -37,46 +37,69 @@ from .losses import TERMS, segmentation_loss
 from .store import RunResult, RunSpec, RunStore, TrainConfig, note
 
 # %% ../../nbs/train/30_engine.ipynb #3b53392f
-def rate_factor(step:int,  # from 0
-                steps:int,  # of the whole run
-                config:TrainConfig
-               ) -> float:
+def rate_factor(
+    step: int,  # from 0
+    steps: int,  # of the whole run
+    config: TrainConfig,
+) -> float:
     "What the learning rate is multiplied by: linear warm-up, then `gamma` for every milestone passed."
-    warm = min(1., (step + 1) / config.warmup_steps) if config.warmup_steps else 1.
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     return warm * config.gamma ** sum(step >= math.ceil(m * steps) for m in config.milestones)
 
-def make_optimizer(model:nn.Module, config:TrainConfig) -> torch.optim.Optimizer:
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     "AdamW over the trainable parameters, without decay on those of one dimension; `InputError` if there are none."
     params = [p for p in model.parameters() if p.requires_grad]
     check(params, 'the model has no trainable parameter.')
-    groups = [dict(params=[p for p in params if p.ndim > 1]), dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.)]
-    return torch.optim.AdamW([g for g in groups if g['params']], lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    groups = [
+        dict(params=[p for p in params if p.ndim > 1]),
+        dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.0),
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g['params']], lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
 
 # %% ../../nbs/train/30_engine.ipynb #c2abeea8
-def reduce_target(target:Tensor,  # [B,T,H,W]
-                  size:tuple[int, int]
-                 ) -> Tensor:
+def reduce_target(
+    target: Tensor,  # [B,T,H,W]
+    size: tuple[int, int],
+) -> Tensor:
     "The class with the largest area in each cell of a `size` grid: [B,T,h,w]; the smaller class number wins a tie."
-    if tuple(target.shape[-2:]) == tuple(size): return target
+    if tuple(target.shape[-2:]) == tuple(size):
+        return target
     classes = target.flatten().bincount().nonzero()[:, 0]  # many times faster than `unique`, which sorts
-    if all(a % b == 0 and a // b < 256 for a, b in zip(target.shape[-2:], size)):  # the same by counting, rows first, in half the time
-        rows = [(target == c).view(torch.uint8).unflatten(-2, (size[0], -1)).sum(-2, dtype=torch.uint8) for c in classes]
-        return classes[torch.stack([r.unflatten(-1, (size[1], -1)).sum(-1, dtype=torch.int32) for r in rows]).argmax(0)]
+    if all(
+        a % b == 0 and a // b < 256 for a, b in zip(target.shape[-2:], size)
+    ):  # the same by counting, rows first, in half the time
+        rows = [
+            (target == c).view(torch.uint8).unflatten(-2, (size[0], -1)).sum(-2, dtype=torch.uint8)
+            for c in classes
+        ]
+        return classes[
+            torch.stack([r.unflatten(-1, (size[1], -1)).sum(-1, dtype=torch.int32) for r in rows]).argmax(0)
+        ]
     area = F.interpolate((target.flatten(0, 1)[:, None] == classes[:, None, None]).float(), size, mode='area')
     return rearrange(classes[area.argmax(1)], '(b t) h w -> b t h w', t=target.shape[1])
 
-def weighted_loss(model:AVSModel, output:Output, target:Tensor, supervised:Tensor, weights:Mapping[str, float]) -> dict[str, Tensor]:
+
+def weighted_loss(
+    model: AVSModel, output: Output, target: Tensor, supervised: Tensor, weights: Mapping[str, float]
+) -> dict[str, Tensor]:
     "The terms that `weights` names, of the segmentation and of the model's own (`AVSModel.own_losses`), and `total`."
-    terms = segmentation_loss(output.logits.float(), target, supervised, {k: w for k, w in weights.items() if k in TERMS})
+    terms = segmentation_loss(
+        output.logits.float(), target, supervised, {k: w for k, w in weights.items() if k in TERMS}
+    )
     if own := {k: w for k, w in weights.items() if k not in TERMS and w}:
         given = model.own_losses(output, target, supervised)
         for name, weight in own.items():
-            if name not in given: raise unknown('loss term', name, (*TERMS, *given))
+            if name not in given:
+                raise unknown('loss term', name, (*TERMS, *given))
             terms[name] = given[name]
-            terms['total'] = terms['total'] + weight*given[name]
+            terms['total'] = terms['total'] + weight * given[name]
     return terms
 
-def batch_loss(model:AVSModel, batch:Batch, config:TrainConfig) -> dict[str, Tensor]:
+
+def batch_loss(model: AVSModel, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
     "The named terms of the loss on a batch, and `total`; unsupervised frames have no part in it."
     device = next(model.parameters()).device
     output = predict(model, batch, batch.target.shape[-2:] if config.loss_stride == 1 else None, config.amp)
@@ -84,7 +107,9 @@ def batch_loss(model:AVSModel, batch:Batch, config:TrainConfig) -> dict[str, Ten
     return weighted_loss(model, output, target, batch.supervised.to(device), config.loss or model.loss)
 
 # %% ../../nbs/train/30_engine.ipynb #94b037fc
-def _predictions(model:AVSModel, source:Source|Sequence, batch_size:int, amp:str|None) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+def _predictions(
+    model: AVSModel, source: Source | Sequence, batch_size: int, amp: str | None
+) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     "Logits [B,T,K,H,W], target [B,T,H,W] and ids of every batch."
     source = source if isinstance(source, Source) else ClipSource(source, hear=model.audio.hear)
     model.eval()
@@ -93,85 +118,122 @@ def _predictions(model:AVSModel, source:Source|Sequence, batch_size:int, amp:str
             logits = predict(model, batch, batch.target.shape[-2:], amp).logits.float()
             yield logits, batch.target.to(logits.device).long(), batch.ids
 
-def evaluate(model:AVSModel,
-             source:Source|Sequence,  # a source, or a data set of clips
-             batch_size:int=4,
-             amp:str|None=None
-            ) -> BinaryScorer|SemanticScorer:
+
+def evaluate(
+    model: AVSModel,
+    source: Source | Sequence,  # a source, or a data set of clips
+    batch_size: int = 4,
+    amp: str | None = None,
+) -> BinaryScorer | SemanticScorer:
     "Scores of `model` on every clip."
     scorer = BinaryScorer() if model.num_classes == 1 else SemanticScorer(model.num_classes)
     for logits, target, ids in _predictions(model, source, batch_size, amp):
         scorer.update(logits[:, :, 0] if model.num_classes == 1 else logits, target, ids)
     return scorer
 
-def validate(model:AVSModel, source:Source, batch_size:int=4, amp:str|None=None) -> float:
+
+def validate(model: AVSModel, source: Source, batch_size: int = 4, amp: str | None = None) -> float:
     "The number that chooses an epoch: mean J over frames, or the mean IoU over classes; NaN if the model predicts NaN."
     scorer, frames = SemanticScorer(model.num_classes), []
     for logits, target, ids in _predictions(model, source, batch_size, amp):
         highest, classes = logits.max(2)
-        if highest.isnan().any(): return math.nan
-        if model.num_classes > 1: scorer.update(classes, target, ids)
-        else: frames.append(frame_jaccard(pixel_counts(logits[:, :, 0], target)).flatten())
+        if highest.isnan().any():
+            return math.nan
+        if model.num_classes > 1:
+            scorer.update(classes, target, ids)
+        else:
+            frames.append(frame_jaccard(pixel_counts(logits[:, :, 0], target)).flatten())
     return torch.cat(frames).nanmean().item() if frames else scorer.scores()['mIoU']
 
 # %% ../../nbs/train/30_engine.ipynb #fc7e36d0
-def make_model(spec:RunSpec, device:torch.device|str='cpu') -> AVSModel:
+def make_model(spec: RunSpec, device: torch.device | str = 'cpu') -> AVSModel:
     "The untrained model of a run: binary for S4 and MS3, else `options['num_classes']` classes with background (71 as in AVSS)."
     from avsrepro.models import create_model  # here, because a call that only reads results needs no encoders
+
     seed_everything(spec.seed)
     classes = 1 if spec.setting in ('s4', 'ms3') else spec.options.get('num_classes', 71)
     return create_model(spec.model, **{**spec.options, 'num_classes': classes}).to(device)
 
-def default_device() -> torch.device: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+def default_device() -> torch.device:
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 # %% ../../nbs/train/30_engine.ipynb #01cb730a
-OpenSplits = Callable[[dict[str, Any], str], Mapping[str, Sequence]]  # (data, setting) -> data sets named train, val, test
-_kept:dict[tuple, dict[str, Source]] = {}  # the last feature sources of this process
+OpenSplits = Callable[
+    [dict[str, Any], str], Mapping[str, Sequence]
+]  # (data, setting) -> data sets named train, val, test
+_kept: dict[tuple, dict[str, Source]] = {}  # the last feature sources of this process
+
 
 def forget_sources() -> None:
     "Let go of the sources that this process keeps."
     _kept.clear()
 
-def default_splits(data:dict[str, Any], setting:str) -> Mapping[str, Sequence]:
+
+def default_splits(data: dict[str, Any], setting: str) -> Mapping[str, Sequence]:
     "The data sets of `avsrepro.data.loading`."
     from avsrepro.data.loading import open_splits
+
     return open_splits(data, setting)
 
-def check_splits(spec:RunSpec, splits:Mapping[str, Sequence]) -> None:
+
+def check_splits(spec: RunSpec, splits: Mapping[str, Sequence]) -> None:
     "`InputError` unless every split that the run needs has clips."
     for name in ('train', 'test') + (('val',) if spec.config.select == 'best_val' else ()):
-        check(name in splits and len(splits[name]) > 0, f'run {spec.label}: expected at least one clip in the {name} split, found none.')
+        check(
+            name in splits and len(splits[name]) > 0,
+            f'run {spec.label}: expected at least one clip in the {name} split, found none.',
+        )
 
-def make_sources(spec:RunSpec,
-                 model:AVSModel,
-                 open_splits:OpenSplits=default_splits,
-                 progress:bool=False
-                ) -> dict[str, Source]:
+
+def make_sources(
+    spec: RunSpec, model: AVSModel, open_splits: OpenSplits = default_splits, progress: bool = False
+) -> dict[str, Source]:
     "Sources named train, val and test; clips are encoded, or found in the feature cache, when both encoders are frozen."
     frozen = model.frozen_visual and model.frozen_audio
-    key = (open_splits, content_hash([spec.data, spec.setting]), *map(encoder_key, (model.visual, model.audio))) if frozen else None
+    key = (
+        (open_splits, content_hash([spec.data, spec.setting]), *map(encoder_key, (model.visual, model.audio)))
+        if frozen
+        else None
+    )
     if key not in _kept:
         splits = open_splits(spec.data, spec.setting)
         check_splits(spec, splits)
         splits = {k: splits[k] for k in ('train', 'val', 'test') if k in splits}
-        if not frozen: return {k: ClipSource(Silenced(v) if spec.audio == 'zeroed' else v, spec.config.workers, model.audio.hear) for k, v in splits.items()}
-        while len(_kept) > 1: _kept.pop(next(iter(_kept)))
+        if not frozen:
+            return {
+                k: ClipSource(
+                    Silenced(v) if spec.audio == 'zeroed' else v, spec.config.workers, model.audio.hear
+                )
+                for k, v in splits.items()
+            }
+        while len(_kept) > 1:
+            _kept.pop(next(iter(_kept)))
         _kept[key] = {k: FeatureSource.of(model, v, progress=progress) for k, v in splits.items()}
-    return {k: (s.silenced(model) if spec.audio == 'zeroed' else s).coarsest(model.levels) for k, s in _kept[key].items()}
+    return {
+        k: (s.silenced(model) if spec.audio == 'zeroed' else s).coarsest(model.levels)
+        for k, s in _kept[key].items()
+    }
 
 # %% ../../nbs/train/30_engine.ipynb #618f6a8a
-def windowed(batch:Batch, length:int|None, draw:np.random.Generator) -> Batch:
+def windowed(batch: Batch, length: int | None, draw: np.random.Generator) -> Batch:
     "`length` consecutive seconds of the clips of a batch, the same ones of each; a clip's only supervised second is among them."
     T = batch.supervised.shape[1]
-    if length is None or length >= T: return batch
-    supervised = [s for s in range(T - length + 1) if batch.supervised[:, s:s + length].any()]
+    if length is None or length >= T:
+        return batch
+    supervised = [s for s in range(T - length + 1) if batch.supervised[:, s : s + length].any()]
     start = int(draw.choice(supervised or range(T - length + 1)))
     return batch.part(start, start + length)
 
-def train_epoch(model:AVSModel, source:Source, optimizer:torch.optim.Optimizer, config:TrainConfig,
-                seed:int,
-                epoch:int  # from 1
-               ) -> dict[str, float]:
+
+def train_epoch(
+    model: AVSModel,
+    source: Source,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    seed: int,
+    epoch: int,  # from 1
+) -> dict[str, float]:
     "Train for one epoch; returns the mean of every loss term over the clips."
     seed_everything(seed_of('epoch', seed, epoch))
     order = rng(seed, 'order', epoch).permutation(len(source)).tolist()
@@ -179,56 +241,90 @@ def train_epoch(model:AVSModel, source:Source, optimizer:torch.optim.Optimizer, 
     model.train()
     params = [p for g in optimizer.param_groups for p in g['params']]
     for n, batches in enumerate(source.batches(config.batch_size, order)):
-        for g in optimizer.param_groups: g['lr'] = config.lr * rate_factor((epoch - 1) * per_epoch + n, config.epochs * per_epoch, config)
+        for g in optimizer.param_groups:
+            g['lr'] = config.lr * rate_factor((epoch - 1) * per_epoch + n, config.epochs * per_epoch, config)
         optimizer.zero_grad(set_to_none=True)
         clips = sum(len(b.ids) for b in batches)
         for b in batches:
             b = windowed(b, config.window, draw)
             terms = batch_loss(model, b, config)
             (terms['total'] * (len(b.ids) / clips)).backward()
-            for k, v in terms.items(): sums[k] = sums.get(k, 0) + v.detach() * len(b.ids)
-        if config.clip_grad: nn.utils.clip_grad_norm_(params, config.clip_grad, foreach=True)
+            for k, v in terms.items():
+                sums[k] = sums.get(k, 0) + v.detach() * len(b.ids)
+        if config.clip_grad:
+            nn.utils.clip_grad_norm_(params, config.clip_grad, foreach=True)
         optimizer.step()
     return {k: v.item() / len(order) for k, v in sums.items()}
 
 # %% ../../nbs/train/30_engine.ipynb #f4e7a0bd
 @contextmanager
-def cpu_threads(n:int) -> Iterator[None]:
+def cpu_threads(n: int) -> Iterator[None]:
     "Compute with `n` CPU threads inside the block, and as before afterwards."
     before = torch.get_num_threads()
     torch.set_num_threads(n)
-    try: yield
-    finally: torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-def not_finite(spec:RunSpec, what:str, epoch:int) -> RuntimeError: return RuntimeError(f'run {spec.label} ({spec.run_id}): {what} in epoch {epoch} is not a finite number.')
 
-def next_epoch(spec:RunSpec, model:AVSModel, sources:Mapping[str, Source], optimizer:torch.optim.Optimizer, record:dict[str, Any]) -> dict[str, Any]:
+def not_finite(spec: RunSpec, what: str, epoch: int) -> RuntimeError:
+    return RuntimeError(f'run {spec.label} ({spec.run_id}): {what} in epoch {epoch} is not a finite number.')
+
+
+def next_epoch(
+    spec: RunSpec,
+    model: AVSModel,
+    sources: Mapping[str, Source],
+    optimizer: torch.optim.Optimizer,
+    record: dict[str, Any],
+) -> dict[str, Any]:
     "Train and validate one more epoch: the record with its number, history and the epoch selected so far. `RuntimeError` when numbers stop being finite."
     config, start, epoch = spec.config, time.perf_counter(), record['epoch'] + 1
-    entry = dict(epoch=epoch, **train_epoch(model, sources['train'], optimizer, config, spec.seed, epoch), lr=optimizer.param_groups[0]['lr'])
-    if not math.isfinite(entry['total']): raise not_finite(spec, 'the loss', epoch)
-    if not all(p.isfinite().all() for p in model.trainable()): raise not_finite(spec, 'a weight', epoch)
+    entry = dict(
+        epoch=epoch,
+        **train_epoch(model, sources['train'], optimizer, config, spec.seed, epoch),
+        lr=optimizer.param_groups[0]['lr'],
+    )
+    if not math.isfinite(entry['total']):
+        raise not_finite(spec, 'the loss', epoch)
+    if not all(p.isfinite().all() for p in model.trainable()):
+        raise not_finite(spec, 'a weight', epoch)
     score, best = epoch, record['score']
-    if config.select == 'best_val': score = entry['val'] = validate(model, sources['val'], config.batch_size, config.amp)
-    if config.watch_test: entry['test'] = validate(model, sources['test'], config.batch_size, config.amp)
-    if not math.isfinite(score): raise not_finite(spec, 'the validation score', epoch)
-    if better := best is None or score > best: best = score
+    if config.select == 'best_val':
+        score = entry['val'] = validate(model, sources['val'], config.batch_size, config.amp)
+    if config.watch_test:
+        entry['test'] = validate(model, sources['test'], config.batch_size, config.amp)
+    if not math.isfinite(score):
+        raise not_finite(spec, 'the validation score', epoch)
+    if better := best is None or score > best:
+        best = score
     entry['seconds'] = time.perf_counter() - start
-    return dict(epoch=epoch, selected=epoch if better else record['selected'], score=best, history=[*record['history'], entry])
+    return dict(
+        epoch=epoch,
+        selected=epoch if better else record['selected'],
+        score=best,
+        history=[*record['history'], entry],
+    )
 
 # %% ../../nbs/train/30_engine.ipynb #449bfa0d
 Report = Callable[[int, int], None]  # (epochs done, epochs in all)
 
-def train_run(spec:RunSpec,
-              store:RunStore,  # for the checkpoints; the result is returned, not stored
-              open_splits:OpenSplits=default_splits,
-              report:Report|None=None,  # called before the first and after every epoch
-              device:torch.device|str|None=None
-             ) -> RunResult:
+
+def train_run(
+    spec: RunSpec,
+    store: RunStore,  # for the checkpoints; the result is returned, not stored
+    open_splits: OpenSplits = default_splits,
+    report: Report | None = None,  # called before the first and after every epoch
+    device: torch.device | str | None = None,
+) -> RunResult:
     "Train a run, from its last checkpoint if there is one, test the selected epoch, and leave its weights as `model.safetensors`."
     model, config, surroundings = make_model(spec, device or default_device()), spec.config, environment()
     sources, report = make_sources(spec, model, open_splits), report or (lambda done, of: None)
-    checkpoints, optimizer = Checkpoints(store.folder(spec.run_id), spec.run_id), make_optimizer(model, config)
+    checkpoints, optimizer = (
+        Checkpoints(store.folder(spec.run_id), spec.run_id),
+        make_optimizer(model, config),
+    )
     with cpu_threads(config.threads):
         record = checkpoints.resume(model, optimizer) or dict(epoch=0, selected=0, score=None, history=[])
         report(record['epoch'], config.epochs)
@@ -241,30 +337,50 @@ def train_run(spec:RunSpec,
         checkpoints.load_final(model)
         scorer = evaluate(model, sources['test'], config.batch_size, config.amp)
     seconds = sum(h['seconds'] for h in record['history']) + time.perf_counter() - start
-    return RunResult(run_id=spec.run_id, spec=spec, scores=scorer.per_clip(), means=scorer.scores(), history=record['history'], environment=surroundings,
-                     duration_s=seconds, parameters=count_parameters(model), selected=record['selected'])
+    return RunResult(
+        run_id=spec.run_id,
+        spec=spec,
+        scores=scorer.per_clip(),
+        means=scorer.scores(),
+        history=record['history'],
+        environment=surroundings,
+        duration_s=seconds,
+        parameters=count_parameters(model),
+        selected=record['selected'],
+    )
 
-def count_parameters(model:nn.Module) -> dict[str, int]:
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
     "Numbers of parameters: total and trainable."
-    return dict(total=sum(p.numel() for p in model.parameters()), trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
+    return dict(
+        total=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )
 
 # %% ../../nbs/train/30_engine.ipynb #f3473ef9
 @contextmanager
-def sole_trainer(spec:RunSpec, store:RunStore) -> Iterator[None]:
+def sole_trainer(spec: RunSpec, store: RunStore) -> Iterator[None]:
     "Hold the run's lock; says so when another process has it."
-    try: lock = store.lock(spec.run_id, timeout=0); lock.__enter__()
+    try:
+        lock = store.lock(spec.run_id, timeout=0)
+        lock.__enter__()
     except TimeoutError:
         note(f'run {spec.label} ({spec.run_id}) is training in another process; waiting for its result.')
-        lock = store.lock(spec.run_id); lock.__enter__()
-    try: yield
-    finally: lock.__exit__(None, None, None)
+        lock = store.lock(spec.run_id)
+        lock.__enter__()
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
 
-def run(spec:RunSpec,
-        store:RunStore|None=None,  # default: the user's
-        open_splits:OpenSplits=default_splits,
-        report:Report|None=None,
-        device:torch.device|str|None=None
-       ) -> RunResult:
+
+def run(
+    spec: RunSpec,
+    store: RunStore | None = None,  # default: the user's
+    open_splits: OpenSplits = default_splits,
+    report: Report | None = None,
+    device: torch.device | str | None = None,
+) -> RunResult:
     "The result of a run: stored, or made by another process meanwhile, or trained now. Its spec carries the labels of this call."
     store = store or RunStore()
     checkpoints = Checkpoints(store.folder(spec.run_id), spec.run_id)
@@ -272,25 +388,34 @@ def run(spec:RunSpec,
     if result is None or checkpoints.latest.exists():
         with sole_trainer(spec, store):
             result = store.get(spec.run_id)
-            if result is None: store.put(result := train_run(spec, store, open_splits, report, device))
+            if result is None:
+                store.put(result := train_run(spec, store, open_splits, report, device))
             checkpoints.tidy()
     return replace(result, spec=spec)
 
 # %% ../../nbs/train/30_engine.ipynb #9ccf80ef
-def load_trained(run:RunSpec|RunResult, store:RunStore|None=None, device:torch.device|str|None=None) -> AVSModel:
+def load_trained(
+    run: RunSpec | RunResult, store: RunStore | None = None, device: torch.device | str | None = None
+) -> AVSModel:
     "The model of a finished run with its selected weights, in evaluation mode; `InputError` if they are not here or do not fit."
     spec, store = run.spec if isinstance(run, RunResult) else run, store or RunStore()
     checkpoints = Checkpoints(store.folder(run.run_id), run.run_id)
-    check(checkpoints.final.exists(), f'{checkpoints.final}: expected the weights of run {spec.label}, found none; imported runs have none, clear the run from the store to train it here.')
+    check(
+        checkpoints.final.exists(),
+        f'{checkpoints.final}: expected the weights of run {spec.label}, found none; imported runs have none, clear the run from the store to train it here.',
+    )
     model = make_model(spec, device or default_device())
     checkpoints.load_final(model)
     return model.eval()
 
 # %% ../../nbs/train/30_engine.ipynb #d0d813b1
-def work(spec:RunSpec, root:str|Path, open_splits:OpenSplits, folder:str|Path) -> None:
+def work(spec: RunSpec, root: str | Path, open_splits: OpenSplits, folder: str | Path) -> None:
     "`run` in the store at `root`, with the epochs done in the file `folder/<run_id>`."
+
     def report(done, of):
-        if (Path(folder)/'stop').exists(): raise InterruptedError(f'run {spec.label} was told to stop after epoch {done}.')
-        (Path(folder)/spec.run_id).write_text(str(done))
+        if (Path(folder) / 'stop').exists():
+            raise InterruptedError(f'run {spec.label} was told to stop after epoch {done}.')
+        (Path(folder) / spec.run_id).write_text(str(done))
+
     run(spec, RunStore(root), open_splits, report)
     report(spec.config.epochs, spec.config.epochs)

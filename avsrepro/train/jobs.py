@@ -22,122 +22,207 @@ from ..core.errors import InputError, check
 from ..core.identity import content_hash
 from ..core.processes import cores, worker_pool
 from ..nn.features import ClipFeatures
-from .engine import OpenSplits, cpu_threads, default_device, default_splits, forget_sources, make_model, run, work
+from avsrepro.train.engine import (
+    OpenSplits,
+    cpu_threads,
+    default_device,
+    default_splits,
+    forget_sources,
+    make_model,
+    run,
+    work,
+)
 from .store import RunResult, RunSpec, RunStore
 
 # %% ../../nbs/train/40_jobs.ipynb #ff0dd67d
-def pending(specs:Iterable[RunSpec], store:RunStore) -> dict[str, RunSpec]:
+def pending(specs: Iterable[RunSpec], store: RunStore) -> dict[str, RunSpec]:
     "The runs that are not in the store, each once, by name."
     return {i: s for i, s in {s.run_id: s for s in reversed(list(specs))}.items() if store.get(i) is None}
 
-def longest_first(runs:Mapping[str, RunSpec]) -> dict[str, RunSpec]:
+
+def longest_first(runs: Mapping[str, RunSpec]) -> dict[str, RunSpec]:
     "The same runs in the order of the seconds of generated clips that they train on, so that no process is left alone with a long one at the end."
-    seconds = lambda s: s.config.epochs*s.data.get('config', {}).get('train', 1)*(s.config.window or 5)
+    seconds = lambda s: s.config.epochs * s.data.get('config', {}).get('train', 1) * (s.config.window or 5)
     return dict(sorted(runs.items(), key=lambda item: -seconds(item[1])))
 
 # %% ../../nbs/train/40_jobs.ipynb #1565c78e
-ENCODER_OPTIONS = ('backbone', 'audio', 'pretrained', 'weights', 'frozen', 'backbone_options', 'audio_options')
+ENCODER_OPTIONS = (
+    'backbone',
+    'audio',
+    'pretrained',
+    'weights',
+    'frozen',
+    'backbone_options',
+    'audio_options',
+)
 
-def unmixed(spec:RunSpec) -> RunSpec:
+
+def unmixed(spec: RunSpec) -> RunSpec:
     "The run on positives alone."
     return replace(spec, data={k: v for k, v in spec.data.items() if k != 'mixture'})
 
-def encode(specs:Sequence[RunSpec],  # of one data set
-           open_splits:OpenSplits, progress:bool=False) -> None:
+
+def encode(
+    specs: Sequence[RunSpec],  # of one data set
+    open_splits: OpenSplits,
+    progress: bool = False,
+) -> None:
     "Encode the clips of runs, on one CPU thread, so that their trainers find all features in the cache; each clip is read once for all pairs of frozen encoders."
     with cpu_threads(1):
-        models = [m for m in (make_model(s, default_device()) for s in specs) if m.frozen_visual and m.frozen_audio]
-        for clips in open_splits(specs[0].data, specs[0].setting).values():  # made now, where they are generated
-            if models and len(clips): ClipFeatures.together([(m.visual, m.audio) for m in models], clips, progress=progress)
+        models = [
+            m for m in (make_model(s, default_device()) for s in specs) if m.frozen_visual and m.frozen_audio
+        ]
+        for clips in open_splits(
+            specs[0].data, specs[0].setting
+        ).values():  # made now, where they are generated
+            if models and len(clips):
+                ClipFeatures.together([(m.visual, m.audio) for m in models], clips, progress=progress)
 
-def encode_unseen(specs:Sequence[RunSpec], open_splits:OpenSplits) -> None:
+
+def encode_unseen(specs: Sequence[RunSpec], open_splits: OpenSplits) -> None:
     "`encode` in a worker, whose own bars would run into those of the process that waits for it."
-    with open(os.devnull, 'w') as nowhere, redirect_stderr(nowhere): encode(specs, open_splits)
+    with open(os.devnull, 'w') as nowhere, redirect_stderr(nowhere):
+        encode(specs, open_splits)
 
-def prepare(specs:Iterable[RunSpec], open_splits:OpenSplits=default_splits, progress:bool=True, jobs:int=1) -> int:
+
+def prepare(
+    specs: Iterable[RunSpec], open_splits: OpenSplits = default_splits, progress: bool = True, jobs: int = 1
+) -> int:
     "Build the data sets that `specs` will need and encode their clips, `jobs` data sets at a time: first their own, then those with other sounds, which have the same pictures; returns for how many data sets."
-    encoders, which = (lambda s: content_hash({k: v for k, v in s.options.items() if k in ENCODER_OPTIONS})), (lambda s: content_hash([s.data, s.setting]))
+    encoders, which = (
+        (lambda s: content_hash({k: v for k, v in s.options.items() if k in ENCODER_OPTIONS})),
+        (lambda s: content_hash([s.data, s.setting])),
+    )
     rounds = {}, {}  # data set -> encoders -> a run
     for s in specs:
         rounds[0].setdefault(which(u := unmixed(s)), {}).setdefault(encoders(s), u)
-        if 'mixture' in s.data: rounds[1].setdefault(which(s), {}).setdefault(encoders(s), s)
+        if 'mixture' in s.data:
+            rounds[1].setdefault(which(s), {}).setdefault(encoders(s), s)
     sets = [[list(d.values()) for d in r.values()] for r in rounds]
     for r in filter(None, sets):
         if (n := min(jobs, len(r))) == 1:
-            for d in r: encode(d, open_splits, progress)
+            for d in r:
+                encode(d, open_splits, progress)
         else:
             with worker_pool(n) as pool:
-                work = [pool.submit(encode_unseen, d, open_splits) for d in sorted(r, key=lambda d: -d[0].data.get('config', {}).get('train', 1)*len(d))]
-                for done in tqdm(as_completed(work), desc='data and features', total=len(work), unit='set', delay=2, leave=False, disable=not progress): done.result()
+                work = [
+                    pool.submit(encode_unseen, d, open_splits)
+                    for d in sorted(r, key=lambda d: -d[0].data.get('config', {}).get('train', 1) * len(d))
+                ]
+                for done in tqdm(
+                    as_completed(work),
+                    desc='data and features',
+                    total=len(work),
+                    unit='set',
+                    delay=2,
+                    leave=False,
+                    disable=not progress,
+                ):
+                    done.result()
     return sum(map(len, sets))
 
 # %% ../../nbs/train/40_jobs.ipynb #5ee08265
 class Bar:
     "One bar over the epochs of all runs, with the time that remains."
-    def __init__(self, runs:Mapping[str, RunSpec], progress:bool):
+
+    def __init__(self, runs: Mapping[str, RunSpec], progress: bool):
         self.done = dict.fromkeys(runs, 0)
-        self.bar = tqdm(total=sum(s.config.epochs for s in runs.values()), desc=f'training {len(runs)} runs', unit='epoch', delay=2, smoothing=.1, leave=False, disable=not progress)
-    def __enter__(self) -> 'Bar': return self
-    def __exit__(self, *_) -> None: self.bar.close()
-    def set(self, run_id:str, epochs:int) -> None:
+        self.bar = tqdm(
+            total=sum(s.config.epochs for s in runs.values()),
+            desc=f'training {len(runs)} runs',
+            unit='epoch',
+            delay=2,
+            smoothing=0.1,
+            leave=False,
+            disable=not progress,
+        )
+
+    def __enter__(self) -> 'Bar':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+
+    def set(self, run_id: str, epochs: int) -> None:
         self.done[run_id] = epochs
         self.bar.update(sum(self.done.values()) - self.bar.n)
 
-def train_here(runs:Mapping[str, RunSpec], store:RunStore, open_splits:OpenSplits, progress:bool) -> dict[str, Exception]:
+
+def train_here(
+    runs: Mapping[str, RunSpec], store: RunStore, open_splits: OpenSplits, progress: bool
+) -> dict[str, Exception]:
     "Train `runs` one after the other in this process; returns what went wrong, by run."
     failed = {}
     with Bar(runs, progress) as bar:
         for i, s in runs.items():
-            try: run(s, store, open_splits, report=lambda done, of: bar.set(i, done))
-            except Exception as e: failed[i] = e
+            try:
+                run(s, store, open_splits, report=lambda done, of: bar.set(i, done))
+            except Exception as e:
+                failed[i] = e
     return failed
 
 # %% ../../nbs/train/40_jobs.ipynb #72bc5575
-def _epochs_done(path:Path) -> int:
-    try: return int(path.read_text())
-    except (OSError, ValueError): return 0  # not begun, or being written
+def _epochs_done(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0  # not begun, or being written
 
-def _watch(futures:Mapping[Future, str], folder:Path, bar:Bar) -> None:
+
+def _watch(futures: Mapping[Future, str], folder: Path, bar: Bar) -> None:
     "Wait for all futures and keep the bar up to date."
     left = set(futures)
     while left:
-        left = wait(left, timeout=.5, return_when=FIRST_COMPLETED).not_done
-        for i in futures.values(): bar.set(i, _epochs_done(folder/i))
+        left = wait(left, timeout=0.5, return_when=FIRST_COMPLETED).not_done
+        for i in futures.values():
+            bar.set(i, _epochs_done(folder / i))
 
-def train_in_pool(runs:Mapping[str, RunSpec], store:RunStore, open_splits:OpenSplits, progress:bool, jobs:int) -> dict[str, Exception]:
+
+def train_in_pool(
+    runs: Mapping[str, RunSpec], store: RunStore, open_splits: OpenSplits, progress: bool, jobs: int
+) -> dict[str, Exception]:
     "Train `runs` in `jobs` processes; returns what went wrong, by run. An interrupt ends the workers after their current epoch."
-    with tempfile.TemporaryDirectory() as tmp, Bar(runs, progress) as bar, \
-         worker_pool(jobs) as pool:
+    with tempfile.TemporaryDirectory() as tmp, Bar(runs, progress) as bar, worker_pool(jobs) as pool:
         futures = {pool.submit(work, s, store.root.resolve(), open_splits, tmp): i for i, s in runs.items()}
-        try: _watch(futures, Path(tmp), bar)
+        try:
+            _watch(futures, Path(tmp), bar)
         except BaseException:
-            (Path(tmp)/'stop').touch()
+            (Path(tmp) / 'stop').touch()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         return {i: e for f, i in futures.items() if (e := f.exception())}
 
 # %% ../../nbs/train/40_jobs.ipynb #cacb1d06
-def _raise(failed:Mapping[str, Exception], runs:Mapping[str, RunSpec]) -> None:
+def _raise(failed: Mapping[str, Exception], runs: Mapping[str, RunSpec]) -> None:
     "One error for all failed runs, the first one's as its cause."
-    if not failed: return
+    if not failed:
+        return
     names, first = ', '.join(f'{runs[i].label} ({i})' for i in failed), next(iter(failed.values()))
-    if isinstance(first, BrokenProcessPool): raise RuntimeError(f'a training process was killed from outside, perhaps for want of memory. Not finished: {names}. The same call resumes them.') from first
+    if isinstance(first, BrokenProcessPool):
+        raise RuntimeError(
+            f'a training process was killed from outside, perhaps for want of memory. Not finished: {names}. The same call resumes them.'
+        ) from first
     kind = InputError if isinstance(first, InputError) else RuntimeError
-    raise kind(f'{len(failed)} of {len(runs)} runs failed: {names}. {type(first).__name__}: {first}') from first
+    raise kind(
+        f'{len(failed)} of {len(runs)} runs failed: {names}. {type(first).__name__}: {first}'
+    ) from first
 
-def run_all(specs:Sequence[RunSpec],
-            jobs:int|None=None,  # processes; default: the cores, but no more than there are runs
-            store:RunStore|None=None,  # default: the user's
-            progress:bool=True,
-            open_splits:OpenSplits=default_splits  # must be importable from a module if jobs > 1
-           ) -> list[RunResult]:
+
+def run_all(
+    specs: Sequence[RunSpec],
+    jobs: int | None = None,  # processes; default: the cores, but no more than there are runs
+    store: RunStore | None = None,  # default: the user's
+    progress: bool = True,
+    open_splits: OpenSplits = default_splits,  # must be importable from a module if jobs > 1
+) -> list[RunResult]:
     "Results of all `specs`: stored ones are read, the others trained in parallel. If any fails, the others finish first."
     specs, store = list(specs), store or RunStore()
     check(jobs is None or jobs > 0, f'jobs: expected a positive number of processes, found {jobs}.')
     if todo := longest_first(pending(specs, store)):
         jobs = min(len(todo), jobs or max(1, cores() // max(s.config.threads for s in todo.values())))
         prepare(todo.values(), open_splits, progress, jobs)
-        if jobs == 1: failed = train_here(todo, store, open_splits, progress)
+        if jobs == 1:
+            failed = train_here(todo, store, open_splits, progress)
         else:
             forget_sources()
             failed = train_in_pool(todo, store, open_splits, progress, jobs)

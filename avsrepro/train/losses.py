@@ -23,111 +23,168 @@ from ..core.errors import InputError, check, unknown
 # %% ../../nbs/train/10_losses.ipynb #1c1b810f
 VOID = 255
 
-def supervised_frames(logits:Tensor,  # [B, T, K, H, W]
-                      target:Tensor,  # [B, T, H, W], 0 to K-1 (0 and 1 for K = 1), 255 void
-                      supervised:Tensor|None=None  # [B, T] bool; None: all
-                     ) -> tuple[Tensor, Tensor]:
+
+def supervised_frames(
+    logits: Tensor,  # [B, T, K, H, W]
+    target: Tensor,  # [B, T, H, W], 0 to K-1 (0 and 1 for K = 1), 255 void
+    supervised: Tensor | None = None,  # [B, T] bool; None: all
+) -> tuple[Tensor, Tensor]:
     "Logits `[N, K, H, W]` (float32 or float64) and target `[N, H, W]` of the frames that count. `InputError` for shapes or classes that do not fit."
     check(logits.ndim == 5, f"logits: expected [B, T, K, H, W], found shape {list(logits.shape)}.")
     b, t, k, h, w = logits.shape
-    check(target.shape == (b, t, h, w), f"target: expected {[b, t, h, w]} to fit the logits, found {list(target.shape)}.")
+    check(
+        target.shape == (b, t, h, w),
+        f"target: expected {[b, t, h, w]} to fit the logits, found {list(target.shape)}.",
+    )
     check(not target.is_floating_point(), f"target: expected whole class numbers, found {target.dtype}.")
-    if supervised is None: supervised = torch.ones(b, t, dtype=torch.bool, device=logits.device)
-    check(supervised.shape == (b, t), f"supervised: expected {[b, t]} to fit the logits, found {list(supervised.shape)}.")
+    if supervised is None:
+        supervised = torch.ones(b, t, dtype=torch.bool, device=logits.device)
+    check(
+        supervised.shape == (b, t),
+        f"supervised: expected {[b, t]} to fit the logits, found {list(supervised.shape)}.",
+    )
     counts = supervised.bool() & (target != VOID).flatten(2).any(-1)
-    x, y = (logits.flatten(0, 1), target.flatten(0, 1).long()) if counts.all() else (logits[counts], target[counts].long())
+    x, y = (
+        (logits.flatten(0, 1), target.flatten(0, 1).long())
+        if counts.all()
+        else (logits[counts], target[counts].long())
+    )
     odd = y[(y != VOID) & ((y < 0) | (y >= max(k, 2)))]
-    check(odd.numel() == 0, f"target: expected classes 0 to {max(k, 2) - 1} or 255 (void), found {odd[:1].tolist()}.")
+    check(
+        odd.numel() == 0,
+        f"target: expected classes 0 to {max(k, 2) - 1} or 255 (void), found {odd[:1].tolist()}.",
+    )
     return (x if x.dtype == torch.float64 else x.float()), y
 
 # %% ../../nbs/train/10_losses.ipynb #e92d876e
-def mean_or_zero(per_frame:Tensor  # [N]
-                ) -> Tensor:
+def mean_or_zero(
+    per_frame: Tensor,  # [N]
+) -> Tensor:
     "The mean, or a zero that still belongs to the graph when no frame counts."
     return per_frame.sum() / max(len(per_frame), 1)
 
-def cross_entropy(logits:Tensor,  # [B, T, K, H, W]
-                  target:Tensor,  # [B, T, H, W]
-                  supervised:Tensor|None=None  # [B, T]
-                 ) -> Tensor:
+
+def cross_entropy(
+    logits: Tensor,  # [B, T, K, H, W]
+    target: Tensor,  # [B, T, H, W]
+    supervised: Tensor | None = None,  # [B, T]
+) -> Tensor:
     "Cross entropy in nats: binary with logits for K = 1, over classes for K > 1. A scalar."
     x, y = supervised_frames(logits, target, supervised)
     labelled = (y != VOID).to(x.dtype)
-    if x.shape[1] == 1: pixel = F.binary_cross_entropy_with_logits(x[:, 0], (y == 1).to(x.dtype), reduction='none')
-    else: pixel = F.cross_entropy(x, y, reduction='none', ignore_index=VOID)
+    if x.shape[1] == 1:
+        pixel = F.binary_cross_entropy_with_logits(x[:, 0], (y == 1).to(x.dtype), reduction='none')
+    else:
+        pixel = F.cross_entropy(x, y, reduction='none', ignore_index=VOID)
     return mean_or_zero(reduce(pixel * labelled, 'n h w -> n', 'sum') / reduce(labelled, 'n h w -> n', 'sum'))
 
 # %% ../../nbs/train/10_losses.ipynb #2592d62c
 class Overlap(NamedTuple):
     "Sums over the labelled pixels of each frame that counts, by class, `[N, K]`."
+
     pg: Tensor
     p: Tensor  # or of p squared
     g: Tensor
     present: Tensor  # bool
 
-def overlap_sums(logits:Tensor,  # [B, T, K, H, W]
-                 target:Tensor,  # [B, T, H, W]
-                 supervised:Tensor|None=None,  # [B, T]
-                 squared:bool=False  # p squared instead of p
-                ) -> Overlap:
+
+def overlap_sums(
+    logits: Tensor,  # [B, T, K, H, W]
+    target: Tensor,  # [B, T, H, W]
+    supervised: Tensor | None = None,  # [B, T]
+    squared: bool = False,  # p squared instead of p
+) -> Overlap:
     "What the two terms are made of; one pass serves both."
     x, y = supervised_frames(logits, target, supervised)
     x, y, K = x.flatten(2), rearrange(y, 'n h w -> n 1 (h w)'), x.shape[1]
-    p, g = (x.sigmoid(), y == 1) if K == 1 else (x.softmax(1), y == torch.arange(K, device=y.device)[:, None])  # void is no class
-    if (y == VOID).any(): p = torch.where(y == VOID, 0., p)
+    p, g = (
+        (x.sigmoid(), y == 1) if K == 1 else (x.softmax(1), y == torch.arange(K, device=y.device)[:, None])
+    )  # void is no class
+    if (y == VOID).any():
+        p = torch.where(y == VOID, 0.0, p)
     area = g.sum(-1)
-    return Overlap(torch.where(g, p, 0.).sum(-1), (p*p if squared else p).sum(-1), area.to(p.dtype), area > 0 if K > 1 else torch.ones_like(area, dtype=torch.bool))
+    return Overlap(
+        torch.where(g, p, 0.0).sum(-1),
+        (p * p if squared else p).sum(-1),
+        area.to(p.dtype),
+        area > 0 if K > 1 else torch.ones_like(area, dtype=torch.bool),
+    )
 
-def mean_over_classes(loss:Tensor,  # [N, K]
-                      present:Tensor,  # [N, K] bool
-                      classes:str='present'  # or 'all'
-                     ) -> Tensor:
+
+def mean_over_classes(
+    loss: Tensor,  # [N, K]
+    present: Tensor,  # [N, K] bool
+    classes: str = 'present',  # or 'all'
+) -> Tensor:
     "Average over the classes of each frame, then over frames."
-    if classes not in ('present', 'all'): raise unknown('choice of classes', classes, ('present', 'all'))
-    if classes == 'all': present = torch.ones_like(present)
+    if classes not in ('present', 'all'):
+        raise unknown('choice of classes', classes, ('present', 'all'))
+    if classes == 'all':
+        present = torch.ones_like(present)
     return mean_or_zero((loss * present).sum(1) / present.sum(1).clamp(min=1))
 
 # %% ../../nbs/train/10_losses.ipynb #045352ae
-def iou_loss(logits:Tensor,  # [B, T, K, H, W]
-             target:Tensor,  # [B, T, H, W]
-             supervised:Tensor|None=None,  # [B, T]
-             smooth:float=1.,  # s, in pixels
-             classes:str='present',  # or 'all'; only matters for K > 1
-             sums:Overlap|None=None  # of the same arguments, where they are at hand
-            ) -> Tensor:
+def iou_loss(
+    logits: Tensor,  # [B, T, K, H, W]
+    target: Tensor,  # [B, T, H, W]
+    supervised: Tensor | None = None,  # [B, T]
+    smooth: float = 1.0,  # s, in pixels
+    classes: str = 'present',  # or 'all'; only matters for K > 1
+    sums: Overlap | None = None,  # of the same arguments, where they are at hand
+) -> Tensor:
     "Soft IoU loss, 0 to 1, a scalar."
     s = sums or overlap_sums(logits, target, supervised)
     return mean_over_classes(1 - (s.pg + smooth) / (s.p + s.g - s.pg + smooth), s.present, classes)
 
-def dice_loss(logits:Tensor,  # [B, T, K, H, W]
-              target:Tensor,  # [B, T, H, W]
-              supervised:Tensor|None=None,  # [B, T]
-              smooth:float|None=None,  # s; default 1, or 0.002 for `squared`
-              squared:bool=False,  # squares below, s in the denominator only: AVSegFormer, SelM
-              classes:str='present',  # or 'all'; only matters for K > 1
-              sums:Overlap|None=None  # of the same arguments, where they are at hand
-             ) -> Tensor:
+
+def dice_loss(
+    logits: Tensor,  # [B, T, K, H, W]
+    target: Tensor,  # [B, T, H, W]
+    supervised: Tensor | None = None,  # [B, T]
+    smooth: float | None = None,  # s; default 1, or 0.002 for `squared`
+    squared: bool = False,  # squares below, s in the denominator only: AVSegFormer, SelM
+    classes: str = 'present',  # or 'all'; only matters for K > 1
+    sums: Overlap | None = None,  # of the same arguments, where they are at hand
+) -> Tensor:
     "Soft Dice loss, 0 to 1, a scalar."
     s = sums or overlap_sums(logits, target, supervised, squared)
-    smooth = smooth if smooth is not None else 0.002 if squared else 1.
-    return mean_over_classes(1 - (2*s.pg + (0. if squared else smooth)) / (s.p + s.g + smooth), s.present, classes)
+    smooth = smooth if smooth is not None else 0.002 if squared else 1.0
+    return mean_over_classes(
+        1 - (2 * s.pg + (0.0 if squared else smooth)) / (s.p + s.g + smooth), s.present, classes
+    )
 
 # %% ../../nbs/train/10_losses.ipynb #be507b97
-TERMS = MappingProxyType(dict(ce=cross_entropy, iou=iou_loss, dice=dice_loss, dice_squared=partial(dice_loss, squared=True)))
-SDAVS_WEIGHTS = MappingProxyType(dict(ce=1., iou=1., dice=1.))  # SDAVS, implementation details: L = L_ce + L_iou + L_dice
+TERMS = MappingProxyType(
+    dict(ce=cross_entropy, iou=iou_loss, dice=dice_loss, dice_squared=partial(dice_loss, squared=True))
+)
+SDAVS_WEIGHTS = MappingProxyType(
+    dict(ce=1.0, iou=1.0, dice=1.0)
+)  # SDAVS, implementation details: L = L_ce + L_iou + L_dice
 
-def segmentation_loss(logits:Tensor,  # [B, T, K, H, W]
-                      target:Tensor,  # [B, T, H, W], 0 to K-1 (0 and 1 for K = 1), 255 void
-                      supervised:Tensor|None=None,  # [B, T] bool; None: all
-                      weights:Mapping[str, float]=SDAVS_WEIGHTS  # name of the term -> weight
-                     ) -> dict[str, Tensor]:
+
+def segmentation_loss(
+    logits: Tensor,  # [B, T, K, H, W]
+    target: Tensor,  # [B, T, H, W], 0 to K-1 (0 and 1 for K = 1), 255 void
+    supervised: Tensor | None = None,  # [B, T] bool; None: all
+    weights: Mapping[str, float] = SDAVS_WEIGHTS,  # name of the term -> weight
+) -> dict[str, Tensor]:
     "Unweighted terms by name and `total`, their weighted sum. `InputError` for an unknown term or a weight that is not a number of at least 0."
-    check(weights and 'total' not in weights, f"weights: expected terms out of {', '.join(TERMS)}, found {dict(weights)}.")
+    check(
+        weights and 'total' not in weights,
+        f"weights: expected terms out of {', '.join(TERMS)}, found {dict(weights)}.",
+    )
     for name, weight in weights.items():
-        if name not in TERMS: raise unknown('loss term', name, TERMS)
-        check(math.isfinite(weight) and weight >= 0, f"weights: expected a number of at least 0 for '{name}', found {weight}.")
+        if name not in TERMS:
+            raise unknown('loss term', name, TERMS)
+        check(
+            math.isfinite(weight) and weight >= 0,
+            f"weights: expected a number of at least 0 for '{name}', found {weight}.",
+        )
     used = [name for name, weight in weights.items() if weight]
     shared = dict(sums=overlap_sums(logits, target, supervised)) if {'iou', 'dice'} & set(used) else {}
-    terms = {name: TERMS[name](logits, target, supervised, **(shared if name in ('iou', 'dice') else {})) for name in used}
+    terms = {
+        name: TERMS[name](logits, target, supervised, **(shared if name in ('iou', 'dice') else {}))
+        for name in used
+    }
     check(terms, f"weights: expected at least one above 0, found {dict(weights)}.")
     return terms | dict(total=sum(weights[name] * term for name, term in terms.items()))

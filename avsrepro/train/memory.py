@@ -39,6 +39,7 @@ from .store import note
 @dataclass(eq=False)
 class Sound:
     "Some seconds in which one class sounds."
+
     label: int  # index into the classes of its source
     name: str  # for errors
     split: str  # train, val or test
@@ -50,11 +51,14 @@ class Sound:
         m = self.clip.mel.flatten(1)
         return self.counts & (m.amax(1) > m.amin(1))
 
+
 class Sounds(Protocol):
     "A source of single sounds."
+
     name: str  # for the file's name
     key: str  # hash of all that the sounds depend on
     classes: tuple[str, ...]
+
     def __iter__(self) -> Iterator[Sound]: ...
 
 # %% ../../nbs/train/60_memory.ipynb #7d11639a
@@ -64,21 +68,37 @@ def check_files(bank: Bank, split: str = 'train') -> None:
     own = {f for (s, _), fs in files.items() if s == split for f, *_ in fs}
     for (s, _), fs in files.items():
         for f, *_ in fs if s != split else ():
-            check(f not in own, f'{bank.root/f}: is listed for {split} and for {s}; expected every sound file in one split.')
+            check(
+                f not in own,
+                f'{bank.root / f}: is listed for {split} and for {s}; expected every sound file in one split.',
+            )
+
 
 class BankRecordings:
     "`recordings` of every class of a bank, five seconds each."
-    def __init__(self, bank: str | Bank = 'procedural', recordings: int = 20, floor: float = .002, seed: int = 0, split: str = 'train',
-                 channels: int = 1):  # 2: the same in both ears, for a stereo encoder
+
+    def __init__(
+        self,
+        bank: str | Bank = 'procedural',
+        recordings: int = 20,
+        floor: float = 0.002,
+        seed: int = 0,
+        split: str = 'train',
+        channels: int = 1,
+    ):  # 2: the same in both ears, for a stereo encoder
         self.bank, self.channels = open_bank(bank) if isinstance(bank, str) else bank, channels
         self.recordings, self.floor, self.seed, self.split = recordings, floor, seed, split
         self.name, self.classes = self.bank.name, tuple(l.name for l in self.bank.labels)
         check_files(self.bank, split)
 
-    def __len__(self) -> int: return self.recordings * len(self.classes)
+    def __len__(self) -> int:
+        return self.recordings * len(self.classes)
 
     @property
-    def key(self) -> str: return content_hash(['bank', self.bank.key, self.recordings, self.floor, self.seed, self.split, self.channels])
+    def key(self) -> str:
+        return content_hash(
+            ['bank', self.bank.key, self.recordings, self.floor, self.seed, self.split, self.channels]
+        )
 
     def __iter__(self) -> Iterator[Sound]:
         on = np.ones((1, 5), bool)
@@ -87,36 +107,54 @@ class BankRecordings:
                 r = rng(self.seed, 'memory', self.bank.name, self.split, label, i)
                 wav = torch.from_numpy(sound_track(self.bank, self.split, [label], on, self.floor, r)).float()
                 mel = fit_examples(log_mel(wav, SAMPLE_RATE), 5).expand(-1, self.channels, -1, -1)
-                clip = Clip(torch.zeros(5, 3, 1, 1, dtype=torch.uint8), wav.expand(self.channels, -1), mel, torch.zeros(5, 1, 1, dtype=torch.int64),
-                            torch.ones(5, dtype=torch.bool), info=dict(id=f'{name} {i}', split=self.split))
+                clip = Clip(
+                    torch.zeros(5, 3, 1, 1, dtype=torch.uint8),
+                    wav.expand(self.channels, -1),
+                    mel,
+                    torch.zeros(5, 1, 1, dtype=torch.int64),
+                    torch.ones(5, dtype=torch.bool),
+                    info=dict(id=f'{name} {i}', split=self.split),
+                )
                 yield Sound(label, f'{name} {i}', self.split, clip, clip.supervised)
 
 # %% ../../nbs/train/60_memory.ipynb #a83b90ac
 class ClipSounds:
     "The clips with a single sounding class of an opened training split (`open_dataset`, `VPOData`)."
-    def __init__(self, data: Sequence[Clip], held_out: Sequence[Sequence[Clip]] = ()):  # other splits, whose sounds must not be here
+
+    def __init__(
+        self, data: Sequence[Clip], held_out: Sequence[Sequence[Clip]] = ()
+    ):  # other splits, whose sounds must not be here
         self.data, self.others = data, held_out
         self.name, self.by_category = f'{data.setting}', data.setting == 's4'
         check(data.setting != 'ms3', 'MS3 does not say what sounds: take the memory of S4, or of a bank.')
-        self.classes = tuple(sorted({r['category'] for r in data.rows})) if self.by_category else tuple(data.classes[1:])
+        self.classes = (
+            tuple(sorted({r['category'] for r in data.rows})) if self.by_category else tuple(data.classes[1:])
+        )
 
     @property
     def key(self) -> str:
         prints = [getattr(d, 'fingerprint', d.ids) for d in (self.data, *self.others)]
-        return content_hash(['clips', self.data.setting, self.data.split, self.data.ids, self.classes, prints])
+        return content_hash(
+            ['clips', self.data.setting, self.data.split, self.data.ids, self.classes, prints]
+        )
 
     def label_of(self, clip: Clip) -> tuple[int, Tensor] | None:
         "The class that alone sounds in a clip, and in which seconds, bool [T]; None if there are several or none."
-        if self.by_category: return self.classes.index(clip.info['category']), torch.ones(len(clip.mel), dtype=torch.bool)
+        if self.by_category:
+            return self.classes.index(clip.info['category']), torch.ones(len(clip.mel), dtype=torch.bool)
         shown = [set(t.unique().tolist()) - {0, VOID} for t in clip.target]
         found = set().union(*(s for s, has in zip(shown, clip.supervised) if has))
-        if len(found) != 1: return None
-        return found.copy().pop() - 1, torch.tensor([not has or s == found for s, has in zip(shown, clip.supervised)])
+        if len(found) != 1:
+            return None
+        return found.copy().pop() - 1, torch.tensor(
+            [not has or s == found for s, has in zip(shown, clip.supervised)]
+        )
 
     def __iter__(self) -> Iterator[Sound]:
         for i, name in enumerate(self.data.ids):
             clip = self.data[i]
-            if (one := self.label_of(clip)) is not None: yield Sound(one[0], name, clip.info['split'], clip, one[1])
+            if (one := self.label_of(clip)) is not None:
+                yield Sound(one[0], name, clip.info['split'], clip, one[1])
 
     def held_out(self) -> Iterator[Sound]:
         "All sounds of the other splits, whatever is heard in them."
@@ -126,21 +164,29 @@ class ClipSounds:
                 yield Sound(-1, name, clip.info['split'], clip, torch.ones(len(clip.mel), dtype=torch.bool))
 
 # %% ../../nbs/train/60_memory.ipynb #a0d9d990
-def cluster(x: np.ndarray,  # [n,d] of one class
-            k: int, m: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+def cluster(
+    x: np.ndarray,  # [n,d] of one class
+    k: int,
+    m: int,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     "Centroid [d], cluster centroids [k',d] with k' <= k, and for each cluster its at most m nearest vectors, nearest first [<=m,d] (Eqs. 2-4)."
     x = np.unique(x.astype(np.float64), axis=0)
     k = min(k, len(x))
-    with threadpool_limits(1): labels = KMeans(k, n_init=4, random_state=seed).fit(x).labels_
+    with threadpool_limits(1):
+        labels = KMeans(k, n_init=4, random_state=seed).fit(x).labels_
     groups = [x[labels == j] for j in range(k)]
     centres = np.stack([g.mean(0) for g in groups])
-    nearest = [g[np.argsort(np.linalg.norm(g - c, axis=1), kind='stable')[:m]] for g, c in zip(groups, centres)]
+    nearest = [
+        g[np.argsort(np.linalg.norm(g - c, axis=1), kind='stable')[:m]] for g, c in zip(groups, centres)
+    ]
     return x.mean(0), centres, nearest
 
 # %% ../../nbs/train/60_memory.ipynb #a9224d26
 @dataclass(eq=False)
 class Memory:
     "Clean sounds of L classes in the D dimensions of an encoder: k clusters each, m vectors a cluster."
+
     centroids: Tensor  # [L,D], of all vectors of a class
     clusters: Tensor  # [L,k,D]
     items: Tensor  # [L,k,m,D], nearest first
@@ -149,62 +195,117 @@ class Memory:
     record: dict[str, Any]  # provenance
 
     @property
-    def classes(self) -> tuple[str, ...]: return tuple(self.record['classes'])
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.record['classes'])
 
-    def tensors(self) -> dict[str, Tensor]: return {k: getattr(self, k) for k in ('centroids', 'clusters', 'items', 'mask', 'counts')}
+    def tensors(self) -> dict[str, Tensor]:
+        return {k: getattr(self, k) for k in ('centroids', 'clusters', 'items', 'mask', 'counts')}
 
 # %% ../../nbs/train/60_memory.ipynb #e6da1bb6
 def _admit(sounds: Iterable[Sound], classes: Sequence[str], barred: set[str]) -> Iterator[Sound]:
     "The sounds that may be remembered; `InputError` at the first that may not."
     for s in sounds:
-        check(s.split == 'train', f"sound '{s.name}' is of the {s.split} split; the memory takes sounds of the training split only.")
-        check(0 <= s.label < len(classes), f"sound '{s.name}' has class number {s.label}; expected 0 to {len(classes) - 1}.")
+        check(
+            s.split == 'train',
+            f"sound '{s.name}' is of the {s.split} split; the memory takes sounds of the training split only.",
+        )
+        check(
+            0 <= s.label < len(classes),
+            f"sound '{s.name}' has class number {s.label}; expected 0 to {len(classes) - 1}.",
+        )
         if barred:
             twin = next((t for t in s.clip.mel[s.seconds()] if array_hash(t) in barred), None)
-            check(twin is None, f"sound '{s.name}' of the training split is also in the validation or test split; the memory takes sounds of the training split only.")
+            check(
+                twin is None,
+                f"sound '{s.name}' of the training split is also in the validation or test split; the memory takes sounds of the training split only.",
+            )
         yield s
 
-def encode_sounds(sounds: Iterable[Sound], encoder: nn.Module, step: int = 16) -> tuple[np.ndarray, np.ndarray]:
+
+def encode_sounds(
+    sounds: Iterable[Sound], encoder: nn.Module, step: int = 16
+) -> tuple[np.ndarray, np.ndarray]:
     "Vectors [N,D] and class numbers [N] of all seconds that count."
     vectors, labels, sounds = [], [], iter(sounds)
     while some := list(islice(sounds, step)):
         keep = [s.seconds() for s in some]
-        if not any(k.any() for k in keep): continue
-        vectors.append(run_encoder(encoder, torch.cat([encoder.hear(s.clip)[k] for s, k in zip(some, keep)]), 64)[0].numpy())
+        if not any(k.any() for k in keep):
+            continue
+        vectors.append(
+            run_encoder(encoder, torch.cat([encoder.hear(s.clip)[k] for s, k in zip(some, keep)]), 64)[
+                0
+            ].numpy()
+        )
         labels += [s.label for s, k in zip(some, keep) for _ in range(int(k.sum()))]
     return (np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32)), np.array(labels, int)
 
 # %% ../../nbs/train/60_memory.ipynb #4247b2c1
-def build_memory(sounds: Iterable[Sound],
-                 classes: Sequence[str],
-                 encoder: nn.Module,  # an AudioBackbone
-                 k: int = 5,  # clusters a class
-                 m: int = 5,  # vectors a cluster
-                 seed: int = 0,  # of k-means
-                 held_out: Iterable[Sound] = (),  # sounds that may not be among `sounds`, whatever these say of themselves
-                 progress: bool = False, **provenance: Any) -> Memory:
+def build_memory(
+    sounds: Iterable[Sound],
+    classes: Sequence[str],
+    encoder: nn.Module,  # an AudioBackbone
+    k: int = 5,  # clusters a class
+    m: int = 5,  # vectors a cluster
+    seed: int = 0,  # of k-means
+    held_out: Iterable[Sound] = (),  # sounds that may not be among `sounds`, whatever these say of themselves
+    progress: bool = False,
+    **provenance: Any,
+) -> Memory:
     "The memory of `sounds`; `InputError` for no sounds, a class without any, a sound of another split, and vectors that are not numbers."
-    check(k >= 1 and m >= 1, f'the memory needs at least one cluster and one vector, found k = {k} and m = {m}.')
+    check(
+        k >= 1 and m >= 1, f'the memory needs at least one cluster and one vector, found k = {k} and m = {m}.'
+    )
     barred = {array_hash(mel) for s in held_out for mel in s.clip.mel[s.seconds()]}
     sounds = tqdm(sounds, desc='memory', unit='sound', delay=2, leave=False, disable=not progress)
     x, labels = encode_sounds(_admit(sounds, classes, barred), encoder)
     check(len(x) > 0, 'there are no sounds to remember; expected single-source sounds of the training split.')
-    check(bool(np.isfinite(x).all()), 'the audio encoder gives vectors that are not numbers; are its weights damaged?')
+    check(
+        bool(np.isfinite(x).all()),
+        'the audio encoder gives vectors that are not numbers; are its weights damaged?',
+    )
     L, D, counts = len(classes), x.shape[1], np.bincount(labels, minlength=len(classes))
-    for name, n in zip(classes, counts): check(n > 0, f"class '{name}' has no single-source sound in the training split; the memory needs one at least.")
+    for name, n in zip(classes, counts):
+        check(
+            n > 0,
+            f"class '{name}' has no single-source sound in the training split; the memory needs one at least.",
+        )
     shapes = dict(centroids=(L, D), clusters=(L, k, D), items=(L, k, m, D))
-    memory = Memory(**{n: torch.zeros(s) for n, s in shapes.items()}, mask=torch.zeros(L, k, m, dtype=torch.bool), counts=torch.from_numpy(counts), record={})
+    memory = Memory(
+        **{n: torch.zeros(s) for n, s in shapes.items()},
+        mask=torch.zeros(L, k, m, dtype=torch.bool),
+        counts=torch.from_numpy(counts),
+        record={},
+    )
     for c in range(L):
         mu, centres, nearest = cluster(x[labels == c], k, m, seed)
-        memory.centroids[c], memory.clusters[c, :len(centres)] = torch.from_numpy(mu), torch.from_numpy(centres)
-        for j, v in enumerate(nearest): memory.items[c, j, :len(v)], memory.mask[c, j, :len(v)] = torch.from_numpy(v), True
-    memory.record = dict(classes=list(classes), encoder=encoder_key(encoder), audio=encoder.name, split='train', k=k, m=m, seed=seed,
-                         counts=counts.tolist(), short=shortages(memory, classes), sklearn=sklearn.__version__, **provenance)
+        memory.centroids[c], memory.clusters[c, : len(centres)] = (
+            torch.from_numpy(mu),
+            torch.from_numpy(centres),
+        )
+        for j, v in enumerate(nearest):
+            memory.items[c, j, : len(v)], memory.mask[c, j, : len(v)] = torch.from_numpy(v), True
+    memory.record = dict(
+        classes=list(classes),
+        encoder=encoder_key(encoder),
+        audio=encoder.name,
+        split='train',
+        k=k,
+        m=m,
+        seed=seed,
+        counts=counts.tolist(),
+        short=shortages(memory, classes),
+        sklearn=sklearn.__version__,
+        **provenance,
+    )
     return memory
+
 
 def shortages(memory: Memory, classes: Sequence[str]) -> dict[str, dict[str, int]]:
     "What the classes with fewer clusters or fewer vectors than asked for have."
-    found = {name: dict(clusters=int(row.any(1).sum()), vectors=int(row.sum()), of=row.numel()) for name, row in zip(classes, memory.mask)}
+    found = {
+        name: dict(clusters=int(row.any(1).sum()), vectors=int(row.sum()), of=row.numel())
+        for name, row in zip(classes, memory.mask)
+    }
     return {name: f for name, f in found.items() if f['vectors'] < f['of']}
 
 # %% ../../nbs/train/60_memory.ipynb #20c84c39
@@ -212,11 +313,16 @@ def write_memory(path: str | Path, memory: Memory) -> Path:
     "Write a memory to a safetensors file, completely or not at all."
     return write_tensors(path, memory.tensors(), dict(memory.record, kind='ddeseg memory'))
 
+
 def read_memory(path: str | Path) -> Memory:
     "The memory in a file; `InputError` if it is missing, cut off or another kind of file."
     try:
-        with safe_open(str(path), framework='pt') as f: tensors, record = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['record'])
-        check(record.pop('kind', None) == 'ddeseg memory', f'{path}: expected a semantic memory, found a file of another kind.')
+        with safe_open(str(path), framework='pt') as f:
+            tensors, record = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['record'])
+        check(
+            record.pop('kind', None) == 'ddeseg memory',
+            f'{path}: expected a semantic memory, found a file of another kind.',
+        )
         return Memory(**tensors, record=record)
     except (OSError, SafetensorError, TypeError, KeyError, json.JSONDecodeError) as e:
         raise InputError(f'{path}: expected a semantic memory in safetensors ({e}).') from e
@@ -224,20 +330,57 @@ def read_memory(path: str | Path) -> Memory:
 # %% ../../nbs/train/60_memory.ipynb #bdafc598
 def memory_key(source: Sounds, encoder: nn.Module, k: int = 5, m: int = 5, seed: int = 0) -> str:
     "Hash of all that the memory depends on."
-    return content_hash([source.key, encoder_key(encoder), k, m, seed, sklearn.__version__,
-                         code_hash('avsrepro.train.memory', 'avsrepro.data.scenes', 'avsrepro.data.assets', 'avsrepro.data.audio', 'avsrepro.data.layouts')])
+    return content_hash(
+        [
+            source.key,
+            encoder_key(encoder),
+            k,
+            m,
+            seed,
+            sklearn.__version__,
+            code_hash(
+                'avsrepro.train.memory',
+                'avsrepro.data.scenes',
+                'avsrepro.data.assets',
+                'avsrepro.data.audio',
+                'avsrepro.data.layouts',
+            ),
+        ]
+    )
 
-def memory_file(source: Sounds,  # `BankRecordings` or `ClipSounds`
-                encoder: nn.Module,  # an AudioBackbone with its final weights, on the CPU
-                k: int = 5, m: int = 5, seed: int = 0, progress: bool = True) -> Path:
+
+def memory_file(
+    source: Sounds,  # `BankRecordings` or `ClipSounds`
+    encoder: nn.Module,  # an AudioBackbone with its final weights, on the CPU
+    k: int = 5,
+    m: int = 5,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
     "The file with the memory of `source` as `encoder` hears it; built if it is not in the cache. Two processes that ask at once build it once."
-    path = cache_dir('memory')/f'{source.name}-{encoder.name}-{memory_key(source, encoder, k, m, seed)}.safetensors'
+    path = (
+        cache_dir('memory')
+        / f'{source.name}-{encoder.name}-{memory_key(source, encoder, k, m, seed)}.safetensors'
+    )
     with locked(path):
         if not path.exists():
             held = getattr(source, 'held_out', tuple)()
-            memory = build_memory(source, source.classes, encoder, k, m, seed, held, progress, source=source.name, source_key=source.key)
+            memory = build_memory(
+                source,
+                source.classes,
+                encoder,
+                k,
+                m,
+                seed,
+                held,
+                progress,
+                source=source.name,
+                source_key=source.key,
+            )
             if short := memory.record['short']:
                 few = min(short, key=lambda c: short[c]['vectors'])
-                note(f"{source.name}: {len(short)} of {len(memory.classes)} classes have fewer than {k} clusters of {m} vectors; fewest '{few}' with {short[few]['clusters']} clusters and {short[few]['vectors']} vectors.")
+                note(
+                    f"{source.name}: {len(short)} of {len(memory.classes)} classes have fewer than {k} clusters of {m} vectors; fewest '{few}' with {short[few]['clusters']} clusters and {short[few]['vectors']} vectors."
+                )
             write_memory(path, memory)
     return path

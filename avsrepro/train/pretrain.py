@@ -32,6 +32,7 @@ from .batches import in_half
 @dataclass(frozen=True)
 class PretrainConfig:
     "Pretraining of one encoder on a bank."
+
     what: Literal['visual', 'audio']
     backbone: str
     options: dict[str, Any] = field(default_factory=dict)  # of the backbone
@@ -44,103 +45,163 @@ class PretrainConfig:
     seed: int = 0
 
 # %% ../../nbs/train/50_pretrain.ipynb #1cfcd8e0
-def labelled_picture(cfg:PretrainConfig, index:int) -> tuple[np.ndarray, np.ndarray]:
+def labelled_picture(cfg: PretrainConfig, index: int) -> tuple[np.ndarray, np.ndarray]:
     "Picture uint8 `[H,W,3]` and class ids uint8 `[H,W]` (0 ground) of several objects of the training split."
     bank, r = open_bank(cfg.bank), rng(cfg.seed, 'pretrain', 'see', index)
-    labels = r.permutation(len(bank.labels))[:r.integers(3, 6)].tolist()
+    labels = r.permutation(len(bank.labels))[: r.integers(3, 6)].tolist()
     frames, masks = cutout_frames(bank, SceneConfig(bank=cfg.bank, size=cfg.size), 'train', labels, 1, r)
-    return frames[0], sum(masks[0, k]*np.uint8(l + 1) for k, l in enumerate(labels))
+    return frames[0], sum(masks[0, k] * np.uint8(l + 1) for k, l in enumerate(labels))
 
-def labelled_sound(cfg:PretrainConfig, index:int) -> tuple[Tensor, np.ndarray]:
+
+def labelled_sound(cfg: PretrainConfig, index: int) -> tuple[Tensor, np.ndarray]:
     "Five seconds `[1,S]` at 16 kHz of a changing mixture, and which classes are heard in each `[5,classes]`."
     bank, r = open_bank(cfg.bank), rng(cfg.seed, 'pretrain', 'hear', index)
-    labels = r.permutation(len(bank.labels))[:r.integers(1, 5)]
-    on = r.random((len(labels), 5)) < .5
-    heard = np.zeros((5, len(bank.labels)), np.float32); heard[:, labels] = on.T
-    return torch.from_numpy(sound_track(bank, 'train', labels.tolist(), on, .002, r))[None], heard
+    labels = r.permutation(len(bank.labels))[: r.integers(1, 5)]
+    on = r.random((len(labels), 5)) < 0.5
+    heard = np.zeros((5, len(bank.labels)), np.float32)
+    heard[:, labels] = on.T
+    return torch.from_numpy(sound_track(bank, 'train', labels.tolist(), on, 0.002, r))[None], heard
 
 # %% ../../nbs/train/50_pretrain.ipynb #e857721f
 class LevelHead(nn.Module):
     "Class scores `[N,K,h,w]` at the finest of four levels."
-    def __init__(self, channels:tuple[int,...], num_classes:int, dim:int=48):
+
+    def __init__(self, channels: tuple[int, ...], num_classes: int, dim: int = 48):
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(c, dim, 1) for c in channels)
         self.out = nn.Sequential(nn.GroupNorm(8, dim), nn.ReLU(), nn.Conv2d(dim, num_classes, 1))
 
-    def forward(self, levels:list[Tensor]) -> Tensor:
+    def forward(self, levels: list[Tensor]) -> Tensor:
         size = levels[0].shape[-2:]
-        return self.out(sum(F.interpolate(l(f), size=size, mode='bilinear') for l, f in zip(self.laterals, levels)))
+        return self.out(
+            sum(F.interpolate(l(f), size=size, mode='bilinear') for l, f in zip(self.laterals, levels))
+        )
 
-def fit(net:nn.Module, loss, n:int, epochs:int, batch:int, lr:float, name:str, progress:bool) -> None:
+
+def fit(net: nn.Module, loss, n: int, epochs: int, batch: int, lr: float, name: str, progress: bool) -> None:
     "AdamW with one warm-up and one decay over `epochs`; `loss(indices)` gives the loss of a batch."
-    steps = max(1, n//batch)
-    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs*steps + 1)
+    steps = max(1, n // batch)
+    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps + 1)
     net.train()
     for _ in tqdm(range(epochs), desc=f'pretraining, {name}', unit='epoch', disable=not progress):
-        for i in torch.randperm(n)[:steps*batch].view(steps, -1):
-            optimizer.zero_grad(); loss(i).backward(); optimizer.step(); schedule.step()
+        for i in torch.randperm(n)[: steps * batch].view(steps, -1):
+            optimizer.zero_grad()
+            loss(i).backward()
+            optimizer.step()
+            schedule.step()
     net.eval()
 
 # %% ../../nbs/train/50_pretrain.ipynb #d9e164ac
-def train_visual(cfg:PretrainConfig, progress:bool=True) -> tuple[nn.Module, float]:
+def train_visual(cfg: PretrainConfig, progress: bool = True) -> tuple[nn.Module, float]:
     "The visual encoder, and its pixel accuracy on the objects of held-out pictures."
-    torch.set_num_threads(1); seed_everything(cfg.seed)
-    held = max(2, cfg.amount//40)
+    torch.set_num_threads(1)
+    seed_everything(cfg.seed)
+    held = max(2, cfg.amount // 40)
     pictures, ids = map(np.stack, zip(*(labelled_picture(cfg, i) for i in range(cfg.amount + held))))
-    encoder = create_backbone(cfg.backbone, **cfg.options).to(memory_format=torch.channels_last)  # a third less time with a ResNet, a fifth with a PVT
+    encoder = create_backbone(cfg.backbone, **cfg.options).to(
+        memory_format=torch.channels_last
+    )  # a third less time with a ResNet, a fifth with a PVT
     net = nn.Sequential(encoder, LevelHead(encoder.channels, len(open_bank(cfg.bank).labels) + 1))
     mean, std = (torch.tensor(v)[:, None, None] for v in (encoder.mean, encoder.std))
-    x = lambda i, c=(slice(None), slice(None)): (torch.from_numpy(pictures[(i, *c)]).permute(0, 3, 1, 2)/255 - mean)/std  # channels last, as the pictures are
+    x = lambda i, c=(slice(None), slice(None)): (
+        (torch.from_numpy(pictures[(i, *c)]).permute(0, 3, 1, 2) / 255 - mean) / std
+    )  # channels last, as the pictures are
     y = lambda i, c=(slice(None), slice(None)): torch.from_numpy(ids[(i, *c)][:, 2::4, 2::4]).long()
-    weight = torch.ones(len(open_bank(cfg.bank).labels) + 1); weight[0] = .3
+    weight = torch.ones(len(open_bank(cfg.bank).labels) + 1)
+    weight[0] = 0.3
     places = rng(cfg.seed, 'pretrain', 'crop')
 
-    def loss(i:Tensor) -> Tensor:
+    def loss(i: Tensor) -> Tensor:
         a, b = places.integers(0, cfg.size - min(cfg.crop, cfg.size) + 1, 2)
-        c = np.s_[a:a + cfg.crop, b:b + cfg.crop]
+        c = np.s_[a : a + cfg.crop, b : b + cfg.crop]
         return F.cross_entropy(net(x(i.numpy(), c)), y(i.numpy(), c), weight)
+
     fit(net, loss, cfg.amount, cfg.epochs, min(32, cfg.amount), cfg.lr, f'sight ({cfg.backbone})', progress)
     last = np.arange(cfg.amount, cfg.amount + held)
-    with torch.no_grad(): guess, truth = net(x(last)).argmax(1), y(last)
+    with torch.no_grad():
+        guess, truth = net(x(last)).argmax(1), y(last)
     return encoder, (guess == truth)[truth > 0].float().mean().item()
 
-def train_audio(cfg:PretrainConfig, progress:bool=True) -> tuple[nn.Module, float]:
+
+def train_audio(cfg: PretrainConfig, progress: bool = True) -> tuple[nn.Module, float]:
     "The audio encoder, and its F1 over classes and held-out examples."
-    torch.set_num_threads(1); seed_everything(cfg.seed)
-    held = max(2, cfg.amount//20)
-    encoder = create_audio_backbone(cfg.backbone, **cfg.options).to(memory_format=torch.channels_last)  # half the time on a CPU; not for a decoder behind it, where PyTorch 2.11 can crash
-    mels, heard = zip(*((encoder.listen(wave), on) for wave, on in (labelled_sound(cfg, i) for i in range(cfg.amount + held))))
+    torch.set_num_threads(1)
+    seed_everything(cfg.seed)
+    held = max(2, cfg.amount // 20)
+    encoder = create_audio_backbone(cfg.backbone, **cfg.options).to(
+        memory_format=torch.channels_last
+    )  # half the time on a CPU; not for a decoder behind it, where PyTorch 2.11 can crash
+    mels, heard = zip(
+        *(
+            (encoder.listen(wave), on)
+            for wave, on in (labelled_sound(cfg, i) for i in range(cfg.amount + held))
+        )
+    )
     mels, heard = torch.cat(mels), torch.from_numpy(np.concatenate(heard))
     net = nn.ModuleList([encoder, nn.Linear(encoder.dim, heard.shape[1])])
-    n = cfg.amount*5
-    def loss(i:Tensor) -> Tensor:
-        with torch.autocast('cpu', torch.bfloat16, enabled=in_half('cpu')): guess = net[1](encoder(mels[i])[0])
+    n = cfg.amount * 5
+
+    def loss(i: Tensor) -> Tensor:
+        with torch.autocast('cpu', torch.bfloat16, enabled=in_half('cpu')):
+            guess = net[1](encoder(mels[i])[0])
         return F.binary_cross_entropy_with_logits(guess.float(), heard[i])
+
     fit(net, loss, n, cfg.epochs, min(64, n), cfg.lr, 'hearing', progress)
-    with torch.no_grad(): guess, truth = net[1](encoder(mels[n:])[0]) > 0, heard[n:] > 0
-    return encoder, (2*(guess & truth).sum()/((guess.sum() + truth.sum()).clamp(min=1))).item()
+    with torch.no_grad():
+        guess, truth = net[1](encoder(mels[n:])[0]) > 0, heard[n:] > 0
+    return encoder, (2 * (guess & truth).sum() / ((guess.sum() + truth.sum()).clamp(min=1))).item()
 
 # %% ../../nbs/train/50_pretrain.ipynb #0b8a5c2d
-def pretrain_key(cfg:PretrainConfig) -> str:
+def pretrain_key(cfg: PretrainConfig) -> str:
     "Hash of all that the weights depend on."
-    own = [m for word, m in (('htsat', 'avsrepro.nn.htsat'), ('mit', 'avsrepro.nn.mit')) if cfg.backbone.startswith(word)]
-    return content_hash(dict(config=asdict(cfg), bank=open_bank(cfg.bank).key,
-                             code=code_hash(*own, 'avsrepro.train.pretrain', 'avsrepro.data.scenes', 'avsrepro.data.assets', 'avsrepro.data.audio', 'avsrepro.nn.backbones')))
+    own = [
+        m
+        for word, m in (('htsat', 'avsrepro.nn.htsat'), ('mit', 'avsrepro.nn.mit'))
+        if cfg.backbone.startswith(word)
+    ]
+    return content_hash(
+        dict(
+            config=asdict(cfg),
+            bank=open_bank(cfg.bank).key,
+            code=code_hash(
+                *own,
+                'avsrepro.train.pretrain',
+                'avsrepro.data.scenes',
+                'avsrepro.data.assets',
+                'avsrepro.data.audio',
+                'avsrepro.nn.backbones',
+            ),
+        )
+    )
 
-def _train(cfg:PretrainConfig, path:Path, progress:bool) -> None:
+
+def _train(cfg: PretrainConfig, path: Path, progress: bool) -> None:
     with locked(path):
-        if path.exists(): return
+        if path.exists():
+            return
         encoder, score = dict(visual=train_visual, audio=train_audio)[cfg.what](cfg, progress)
-        state = {k: v.contiguous() for k, v in getattr(encoder, 'net', encoder).state_dict().items() if 'num_batches' not in k}
-        with atomic_path(path) as tmp: save_file(state, tmp, metadata={'score': f'{score:.4f}', 'what': cfg.what})
+        state = {
+            k: v.contiguous()
+            for k, v in getattr(encoder, 'net', encoder).state_dict().items()
+            if 'num_batches' not in k
+        }
+        with atomic_path(path) as tmp:
+            save_file(state, tmp, metadata={'score': f'{score:.4f}', 'what': cfg.what})
 
-def pretrained_encoders(configs:Sequence[PretrainConfig], jobs:int|None=None, progress:bool=True) -> list[Path]:
+
+def pretrained_encoders(
+    configs: Sequence[PretrainConfig], jobs: int | None = None, progress: bool = True
+) -> list[Path]:
     "The file with the weights of each encoder; those that are not in the cache are trained, `jobs` at a time (default: one more than there are cores)."
-    paths = [cache_dir('encoders')/f'{c.bank}-{c.backbone}-{pretrain_key(c)}.safetensors' for c in configs]
+    paths = [cache_dir('encoders') / f'{c.bank}-{c.backbone}-{pretrain_key(c)}.safetensors' for c in configs]
     work = [(c, p, progress) for p, c in dict(zip(paths, configs)).items() if not p.exists()]
-    if (jobs := min(len(work), jobs or cores() + 1)) > 1:  # three on two cores end sooner side by side than two and then one
-        with worker_pool(jobs) as pool: list(pool.map(_train, *zip(*work)))
+    if (
+        jobs := min(len(work), jobs or cores() + 1)
+    ) > 1:  # three on two cores end sooner side by side than two and then one
+        with worker_pool(jobs) as pool:
+            list(pool.map(_train, *zip(*work)))
     else:
-        for w in work: _train(*w)
+        for w in work:
+            _train(*w)
     return paths

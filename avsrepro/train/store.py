@@ -25,145 +25,239 @@ from ..core.identity import canonical, code_hash, content_hash
 from ..core.paths import atomic_path, atomic_write, cache_dir, locked
 
 # %% ../../nbs/train/20_store.ipynb #3d6f0e1f
-def _require(condition:bool, name:str, value:Any, expected:str) -> None:
+def _require(condition: bool, name: str, value: Any, expected: str) -> None:
     check(condition, f'training setting {name}: expected {expected}, found {value!r}.')
 
 # %% ../../nbs/train/20_store.ipynb #ab7558bd
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     "How a run trains. Unknown keys and values out of range are `InputError`s (`TrainConfig.of`)."
+
     epochs: int = 40
     batch_size: int = 4  # clips
     lr: float = 5e-5
     weight_decay: float = 0.01  # none on biases, norms and other 1-D parameters
     optimizer: str = 'adamw'
-    milestones: tuple[float, ...] = (0.6, 0.85)  # fractions of all steps at which the rate is multiplied by gamma
+    milestones: tuple[float, ...] = (
+        0.6,
+        0.85,
+    )  # fractions of all steps at which the rate is multiplied by gamma
     gamma: float = 0.1
     warmup_steps: int = 0  # linear, from 0
-    window: int|None = None  # seconds of a clip that a step trains on, consecutive ones drawn at random with a supervised one among them; None: all of them
-    loss: dict[str, float]|None = None  # weights of the loss terms; None: the model's own
-    loss_stride: int = 1  # 1: loss at the target's resolution; 4: at the decoder's own, on a target reduced by area
-    clip_grad: float|None = None  # largest gradient norm
+    window: int | None = (
+        None  # seconds of a clip that a step trains on, consecutive ones drawn at random with a supervised one among them; None: all of them
+    )
+    loss: dict[str, float] | None = None  # weights of the loss terms; None: the model's own
+    loss_stride: int = (
+        1  # 1: loss at the target's resolution; 4: at the decoder's own, on a target reduced by area
+    )
+    clip_grad: float | None = None  # largest gradient norm
     select: Literal['best_val', 'last'] = 'best_val'  # which epoch is tested
     watch_test: bool = False  # score the test split after every epoch too, to show what choosing by it would gain; it chooses nothing
-    amp: Literal['bf16']|None = None  # bf16 autocast, on CUDA and on processors with AMX
+    amp: Literal['bf16'] | None = None  # bf16 autocast, on CUDA and on processors with AMX
     threads: int = 1  # CPU threads of the run, so that results do not depend on the machine's core count
     workers: int = 0  # threads that read clips ahead, end-to-end training only
 
 # %% ../../nbs/train/20_store.ipynb #b9119847
-def _check_config(c:TrainConfig) -> None:
-    for name in ('epochs', 'batch_size', 'threads'): _require(isinstance(v := getattr(c, name), int) and v > 0, name, v, 'a positive whole number')
-    for name in ('warmup_steps', 'workers'): _require(isinstance(v := getattr(c, name), int) and v >= 0, name, v, 'a whole number from 0')
-    _require(c.window is None or isinstance(c.window, int) and c.window > 0, 'window', c.window, 'None or a positive whole number')
+def _check_config(c: TrainConfig) -> None:
+    for name in ('epochs', 'batch_size', 'threads'):
+        _require(isinstance(v := getattr(c, name), int) and v > 0, name, v, 'a positive whole number')
+    for name in ('warmup_steps', 'workers'):
+        _require(isinstance(v := getattr(c, name), int) and v >= 0, name, v, 'a whole number from 0')
+    _require(
+        c.window is None or isinstance(c.window, int) and c.window > 0,
+        'window',
+        c.window,
+        'None or a positive whole number',
+    )
     _require(c.lr > 0, 'lr', c.lr, 'a positive number')
     _require(c.optimizer == 'adamw', 'optimizer', c.optimizer, "'adamw'")
     _require(all(0 <= m <= 1 for m in c.milestones), 'milestones', c.milestones, 'fractions between 0 and 1')
-    for name, weight in (c.loss or {}).items(): _require(isinstance(weight, (int, float)) and weight >= 0, f'loss {name}', weight, 'a number from 0')
+    for name, weight in (c.loss or {}).items():
+        _require(isinstance(weight, (int, float)) and weight >= 0, f'loss {name}', weight, 'a number from 0')
     _require(c.loss_stride in (1, 4), 'loss_stride', c.loss_stride, '1 or 4')
     _require(c.select in ('best_val', 'last'), 'select', c.select, "'best_val' or 'last'")
     _require(c.amp in (None, 'bf16'), 'amp', c.amp, "None or 'bf16'")
 
-def _config(given:dict) -> TrainConfig:
+
+def _config(given: dict) -> TrainConfig:
     given = known_keys(TrainConfig, dict(given), 'training setting')
-    if 'milestones' in given: given['milestones'] = tuple(given['milestones'])
+    if 'milestones' in given:
+        given['milestones'] = tuple(given['milestones'])
     c = TrainConfig(**given)
     _check_config(c)
     return c
 
+
 TrainConfig.of = staticmethod(_config)
 
 # %% ../../nbs/train/20_store.ipynb #a36b723d
-CODE = ('avsrepro.core.seeding', 'avsrepro.data.audio', 'avsrepro.data.layouts', 'avsrepro.metrics.segmentation', 'avsrepro.nn.backbones', 'avsrepro.nn.features',
-        'avsrepro.models.base', 'avsrepro.train.losses', 'avsrepro.train.batches', 'avsrepro.train.checkpoints', 'avsrepro.train.engine')
+CODE = (
+    'avsrepro.core.seeding',
+    'avsrepro.data.audio',
+    'avsrepro.data.layouts',
+    'avsrepro.metrics.segmentation',
+    'avsrepro.nn.backbones',
+    'avsrepro.nn.features',
+    'avsrepro.models.base',
+    'avsrepro.train.losses',
+    'avsrepro.train.batches',
+    'avsrepro.train.checkpoints',
+    'avsrepro.train.engine',
+)
 
-def imports_of(module:str, package:str) -> list[str]:
+
+def imports_of(module: str, package: str) -> list[str]:
     "The modules of `package` that a module of ours imports by itself."
     spec = importlib.util.find_spec(module)
-    froms = [n for n in ast.walk(ast.parse(Path(spec.origin).read_text(encoding='utf-8'))) if isinstance(n, ast.ImportFrom) and n.module]
-    names = {importlib.util.resolve_name('.'*n.level + n.module, spec.parent) for n in froms}
+    froms = [
+        n
+        for n in ast.walk(ast.parse(Path(spec.origin).read_text(encoding='utf-8')))
+        if isinstance(n, ast.ImportFrom) and n.module
+    ]
+    names = {importlib.util.resolve_name('.' * n.level + n.module, spec.parent) for n in froms}
     return sorted(n for n in names if n.startswith(f'{package}.'))
 
-def code_of(model:str,  # a name for `create_model`
-            setting:str='', options:Mapping[str, Any]={}, data:Mapping[str, Any]={}  # of the run
-           ) -> tuple[str, ...]:
+
+def code_of(
+    model: str,  # a name for `create_model`
+    setting: str = '',
+    options: Mapping[str, Any] = {},
+    data: Mapping[str, Any] = {},  # of the run
+) -> tuple[str, ...]:
     "The modules that a run depends on: `CODE`, the model's own with the parts of `avsrepro.nn` that it imports (all models if it has no module of its name), and those of what only some runs have."
     own = f'avsrepro.models.{model}'
-    mine = [own, *imports_of(own, 'avsrepro.nn')] if model.isidentifier() and importlib.util.find_spec(own) else ['avsrepro.models']
-    some = dict(zip(('avsrepro.data.vpo', 'avsrepro.models.guided', 'avsrepro.data.robust'), (setting.startswith('vpo'), 'guidance' in options, 'mixture' in data)))
-    some |= {f'avsrepro.nn.{word}': str(options.get(key, '')).startswith(word) for word, key in (('htsat', 'audio'), ('mit', 'backbone'))}
+    mine = (
+        [own, *imports_of(own, 'avsrepro.nn')]
+        if model.isidentifier() and importlib.util.find_spec(own)
+        else ['avsrepro.models']
+    )
+    some = dict(
+        zip(
+            ('avsrepro.data.vpo', 'avsrepro.models.guided', 'avsrepro.data.robust'),
+            (setting.startswith('vpo'), 'guidance' in options, 'mixture' in data),
+        )
+    )
+    some |= {
+        f'avsrepro.nn.{word}': str(options.get(key, '')).startswith(word)
+        for word, key in (('htsat', 'audio'), ('mit', 'backbone'))
+    }
     return tuple(dict.fromkeys((*CODE, *mine, *(m for m, there in some.items() if there))))
 
 # %% ../../nbs/train/20_store.ipynb #9fc680ad
 @lru_cache
-def _bytes_hash(path:str, size:int, mtime_ns:int) -> str:
+def _bytes_hash(path: str, size: int, mtime_ns: int) -> str:
     h = hashlib.sha256()
     with open(path, 'rb') as f:
-        while block := f.read(1 << 20): h.update(block)
+        while block := f.read(1 << 20):
+            h.update(block)
     return h.hexdigest()[:16]
 
-def file_hash(path:str|Path) -> str:
+
+def file_hash(path: str | Path) -> str:
     "16 hex digits of the SHA-256 of a file's bytes, remembered while size and time stamp stay; `InputError` if there is no such file."
-    try: s = Path(path).stat()
-    except OSError as e: raise InputError(f'{path}: expected a file of weights ({e.strerror}).') from e
+    try:
+        s = Path(path).stat()
+    except OSError as e:
+        raise InputError(f'{path}: expected a file of weights ({e.strerror}).') from e
     return _bytes_hash(str(Path(path).resolve()), s.st_size, s.st_mtime_ns)
 
 # %% ../../nbs/train/20_store.ipynb #58c304b1
 SETTINGS = ('s4', 'ms3', 'avss', 'vpo-ss', 'vpo-ms', 'vpo-msmi')  # those that are trained on
 
-def files_as(f:Callable[[str], str], options:dict[str, Any]) -> dict[str, Any]:
+
+def files_as(f: Callable[[str], str], options: dict[str, Any]) -> dict[str, Any]:
     "Options of a model with `f(path)` for every file that they name: encoders' weights and a memory."
-    return {k: {n: p and f(p) for n, p in v.items()} if k == 'weights' and isinstance(v, dict) else f(v) if k == 'memory' and v else v for k, v in options.items()}
+    return {
+        k: {n: p and f(p) for n, p in v.items()}
+        if k == 'weights' and isinstance(v, dict)
+        else f(v)
+        if k == 'memory' and v
+        else v
+        for k, v in options.items()
+    }
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
     "One training run: model, data, training and seed, with labels that say what it is for. Unknown keys and values are `InputError`s."
+
     paper: str = ''  # label
     row: str = ''  # label
     setting: str
     model: str
-    options: dict[str, Any] = field(default_factory=dict)  # for `create_model`: backbone, audio, frozen, weights, ...
-    data: dict[str, Any]  # for `open_splits`: source and its parameters; with 'root' also 'key', a fingerprint of the content
+    options: dict[str, Any] = field(
+        default_factory=dict
+    )  # for `create_model`: backbone, audio, frozen, weights, ...
+    data: dict[
+        str, Any
+    ]  # for `open_splits`: source and its parameters; with 'root' also 'key', a fingerprint of the content
     train: dict[str, Any] = field(default_factory=dict)  # for `TrainConfig`
     seed: int = 0
     audio: str = 'normal'  # 'zeroed': the model never hears anything, in training or test
     profile: str = ''  # label
 
     def __post_init__(self):
-        if self.setting not in SETTINGS: raise unknown('setting', self.setting, SETTINGS)
-        if self.audio not in ('normal', 'zeroed'): raise unknown('audio', self.audio, ('normal', 'zeroed'))
+        if self.setting not in SETTINGS:
+            raise unknown('setting', self.setting, SETTINGS)
+        if self.audio not in ('normal', 'zeroed'):
+            raise unknown('audio', self.audio, ('normal', 'zeroed'))
         for name in ('options', 'data', 'train'):
-            try: object.__setattr__(self, name, json.loads(canonical(getattr(self, name))))
-            except TypeError as e: raise InputError(f'run {self.label}: {name} must be plain data, found a value without one ({e}).') from e
-        check('root' not in self.data or 'key' in self.data, f"run {self.label}: data with a 'root' needs a 'key', a fingerprint of its content.")
+            try:
+                object.__setattr__(self, name, json.loads(canonical(getattr(self, name))))
+            except TypeError as e:
+                raise InputError(
+                    f'run {self.label}: {name} must be plain data, found a value without one ({e}).'
+                ) from e
+        check(
+            'root' not in self.data or 'key' in self.data,
+            f"run {self.label}: data with a 'root' needs a 'key', a fingerprint of its content.",
+        )
         self.config
 
     @property
-    def config(self) -> TrainConfig: return TrainConfig.of(self.train)
+    def config(self) -> TrainConfig:
+        return TrainConfig.of(self.train)
 
     @property
-    def label(self) -> str: return ' '.join(str(s) for s in (self.paper, self.row or self.model, self.setting, f'seed {self.seed}') if s)
+    def label(self) -> str:
+        return ' '.join(
+            str(s) for s in (self.paper, self.row or self.model, self.setting, f'seed {self.seed}') if s
+        )
 
     def identity(self) -> dict[str, Any]:
         "What the name covers: all but labels and places."
         options = files_as(file_hash, self.options)
-        return dict(setting=self.setting, model=self.model, options=options, data={k: v for k, v in self.data.items() if k != 'root'},
-                    train=asdict(self.config), seed=self.seed, audio=self.audio)
+        return dict(
+            setting=self.setting,
+            model=self.model,
+            options=options,
+            data={k: v for k, v in self.data.items() if k != 'root'},
+            train=asdict(self.config),
+            seed=self.seed,
+            audio=self.audio,
+        )
 
     @cached_property
     def run_id(self) -> str:
         "16 hex digits: the run's content and the code that it depends on."
-        return content_hash([self.identity(), code_hash(*code_of(self.model, self.setting, self.options, self.data))])
+        return content_hash(
+            [self.identity(), code_hash(*code_of(self.model, self.setting, self.options, self.data))]
+        )
 
     @staticmethod
-    def of(given:dict) -> 'RunSpec':
+    def of(given: dict) -> 'RunSpec':
         "A spec from a dict, such as a line of a `runs.jsonl` holds."
-        try: return RunSpec(**known_keys(RunSpec, given, 'run key'))
-        except TypeError as e: raise InputError(f'a run needs setting, model and data ({e}).') from e
+        try:
+            return RunSpec(**known_keys(RunSpec, given, 'run key'))
+        except TypeError as e:
+            raise InputError(f'a run needs setting, model and data ({e}).') from e
 
 # %% ../../nbs/train/20_store.ipynb #51c19778
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
     "A finished run."
+
     run_id: str
     spec: RunSpec
     scores: list[dict[str, Any]]  # one dict per test clip, with its id
@@ -175,99 +269,147 @@ class RunResult:
     selected: int  # the epoch that was tested, from 1
 
     @staticmethod
-    def of(given:dict) -> 'RunResult':
+    def of(given: dict) -> 'RunResult':
         "A result from a dict; `InputError` if a field is missing, unknown or of the wrong kind."
         given = dict(known_keys(RunResult, given, 'result key'))
         missing = [f.name for f in fields(RunResult) if f.name not in given]
         check(not missing, f"a run's record needs {', '.join(missing)}.")
         for name in ('scores', 'history'):
-            check(isinstance(v := given[name], list) and all(isinstance(x, dict) for x in v), f"a run's {name} must be a list of records.")
+            check(
+                isinstance(v := given[name], list) and all(isinstance(x, dict) for x in v),
+                f"a run's {name} must be a list of records.",
+            )
         check(isinstance(given['spec'], dict), "a run's spec must be a record.")
         return RunResult(**{**given, 'spec': RunSpec.of(given['spec'])})
 
 # %% ../../nbs/train/20_store.ipynb #3851b065
-def note(message:str) -> None:
+def note(message: str) -> None:
     "One line for the person at the terminal, on the error stream."
     print(message, file=sys.stderr, flush=True)
 
+
 class RunStore:
     "Finished runs in a folder (default: `runs` of the cache folder)."
-    def __init__(self, root:str|Path|None=None):
+
+    def __init__(self, root: str | Path | None = None):
         self.root = Path(root) if root else cache_dir('runs')
         self.root.mkdir(parents=True, exist_ok=True)
 
-    def path(self, run_id:str) -> Path: return self.root/f'{run_id}.json'
-    def folder(self, run_id:str) -> Path: return self.root/run_id  # checkpoints
-    def lock(self, run_id:str, timeout:float|None=None) -> AbstractContextManager: return locked(self.root/run_id, timeout)
-    def put(self, result:RunResult) -> Path: return atomic_write(self.path(result.run_id), json.dumps(asdict(result)))
+    def path(self, run_id: str) -> Path:
+        return self.root / f'{run_id}.json'
 
-    def get(self, run_id:str) -> RunResult|None:
+    def folder(self, run_id: str) -> Path:
+        return self.root / run_id  # checkpoints
+
+    def lock(self, run_id: str, timeout: float | None = None) -> AbstractContextManager:
+        return locked(self.root / run_id, timeout)
+
+    def put(self, result: RunResult) -> Path:
+        return atomic_write(self.path(result.run_id), json.dumps(asdict(result)))
+
+    def get(self, run_id: str) -> RunResult | None:
         "The finished run, or None; an unreadable file is moved aside with one line that says so."
         path = self.path(run_id)
-        if not path.exists(): return None
+        if not path.exists():
+            return None
         try:
             result = RunResult.of(json.loads(path.read_text(encoding='utf-8')))
             check(result.run_id == run_id, f'it holds run {result.run_id}.')
             return result
         except (ValueError, TypeError) as e:
-            aside = next(p for i in range(10**6) if not (p := path.with_name(f'{path.name}.unreadable{i or ""}')).exists())
+            aside = next(
+                p
+                for i in range(10**6)
+                if not (p := path.with_name(f'{path.name}.unreadable{i or ""}')).exists()
+            )
             path.rename(aside)
-            note(f'{path}: expected the record of a finished run ({e}); moved to {aside.name}, the run counts as not finished.')
+            note(
+                f'{path}: expected the record of a finished run ({e}); moved to {aside.name}, the run counts as not finished.'
+            )
 
     def list(self) -> list[RunResult]:
         "All finished runs, by name."
-        return [r for p in sorted(self.root.glob('*.json')) if not p.name.startswith('.') and (r := self.get(p.stem))]
+        return [
+            r
+            for p in sorted(self.root.glob('*.json'))
+            if not p.name.startswith('.') and (r := self.get(p.stem))
+        ]
 
-    def clear(self, run_ids:Iterable[str]|None=None  # default: all
-             ) -> int:
+    def clear(
+        self,
+        run_ids: Iterable[str] | None = None,  # default: all
+    ) -> int:
         "Delete runs with their checkpoints; returns how many finished ones there were. A run that is training is left alone."
-        if run_ids is None: run_ids = {p.stem if p.suffix == '.json' else p.name for p in self.root.iterdir() if p.is_dir() or p.suffix == '.json'}
+        if run_ids is None:
+            run_ids = {
+                p.stem if p.suffix == '.json' else p.name
+                for p in self.root.iterdir()
+                if p.is_dir() or p.suffix == '.json'
+            }
         n = 0
         for i in {i for i in run_ids if not i.startswith('.')}:
             try:
                 with self.lock(i, timeout=0):
                     n += self.path(i).exists()
                     self.path(i).unlink(missing_ok=True)
-                    for p in self.root.glob(f'.{i}.*.tmp*'): p.unlink(missing_ok=True)  # of a killed process
+                    for p in self.root.glob(f'.{i}.*.tmp*'):
+                        p.unlink(missing_ok=True)  # of a killed process
                     shutil.rmtree(self.folder(i), ignore_errors=True)
-            except TimeoutError: note(f'run {i} is training in another process and was left alone.')
+            except TimeoutError:
+                note(f'run {i} is training in another process and was left alone.')
         return n
 
 # %% ../../nbs/train/20_store.ipynb #f29604ca
-def _compact(x:Any) -> Any:
-    if isinstance(x, float): return float(f'{x:.6g}')
-    if isinstance(x, dict): return {k: _compact(v) for k, v in x.items()}
+def _compact(x: Any) -> Any:
+    if isinstance(x, float):
+        return float(f'{x:.6g}')
+    if isinstance(x, dict):
+        return {k: _compact(v) for k, v in x.items()}
     return [_compact(v) for v in x] if isinstance(x, (list, tuple)) else x
 
-def _placeless(spec:RunSpec) -> RunSpec:
+
+def _placeless(spec: RunSpec) -> RunSpec:
     options = files_as(lambda p: Path(p).name, spec.options)
     return replace(spec, options=options, data={k: v for k, v in spec.data.items() if k != 'root'})
 
-def export_runs(results:Iterable[RunResult], path:str|Path) -> Path:
+
+def export_runs(results: Iterable[RunResult], path: str | Path) -> Path:
     "Write the records of `results` to the JSON-lines file `path`, each run once."
     runs = {r.run_id: r for r in results}
     with atomic_path(path) as tmp, open(tmp, 'w', encoding='utf-8', newline='\n') as f:
-        for _, r in sorted(runs.items()): f.write(json.dumps(_compact(asdict(replace(r, spec=_placeless(r.spec)))), separators=(',', ':')) + '\n')
+        for _, r in sorted(runs.items()):
+            f.write(
+                json.dumps(_compact(asdict(replace(r, spec=_placeless(r.spec)))), separators=(',', ':'))
+                + '\n'
+            )
     return Path(path)
 
 # %% ../../nbs/train/20_store.ipynb #30692c1a
-def _read_line(path:Path, n:int, line:str) -> RunResult:
-    try: return RunResult.of(json.loads(line))
-    except (ValueError, TypeError) as e: raise InputError(f"{path}, line {n}: expected a run's record ({e})") from e
+def _read_line(path: Path, n: int, line: str) -> RunResult:
+    try:
+        return RunResult.of(json.loads(line))
+    except (ValueError, TypeError) as e:
+        raise InputError(f"{path}, line {n}: expected a run's record ({e})") from e
 
-def import_runs(path:str|Path,  # as `export_runs` writes it
-                store:RunStore|None=None  # default: the user's
-               ) -> dict[str, int]:
+
+def import_runs(
+    path: str | Path,  # as `export_runs` writes it
+    store: RunStore | None = None,  # default: the user's
+) -> dict[str, int]:
     "Put the runs of a JSON-lines file into the store; counts `imported` and `present`. A malformed line is an `InputError`, and then nothing is imported."
     path, store = Path(path), store or RunStore()
-    try: lines = path.read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f'{path}: expected a JSON-lines file of runs ({e}).') from e
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f'{path}: expected a JSON-lines file of runs ({e}).') from e
     runs = [_read_line(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
     counts = dict(imported=0, present=0)
     for r in runs:
         with store.lock(r.run_id):
             old = store.get(r.run_id)
-            if old is None: store.put(r)
-            elif _compact(old.scores) != _compact(r.scores): note(f'{path}: run {r.run_id} has other scores than the one already here, which stays.')
+            if old is None:
+                store.put(r)
+            elif _compact(old.scores) != _compact(r.scores):
+                note(f'{path}: run {r.run_id} has other scores than the one already here, which stays.')
         counts['imported' if old is None else 'present'] += 1
     return counts
