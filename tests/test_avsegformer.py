@@ -14,7 +14,10 @@ from avsrepro.nn.features import Features
 from avsrepro.train.engine import weighted_loss
 
 SMALL = dict(dim=16, queries=5, layers=1, heads=2, points=2)
-numel = lambda parameters: sum(p.numel() for p in parameters)
+
+
+def numel(parameters):
+    return sum(p.numel() for p in parameters)
 
 
 def small(**kw):

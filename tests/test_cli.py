@@ -187,21 +187,23 @@ def test_runs_can_be_exported_and_imported(smoke, tmp_path, capsys, monkeypatch)
 
 
 def test_papermill_runs_it_and_refuses_a_misspelt_parameter(smoke, cache, tmp_path):
-    run = lambda *p: subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'papermill',
-            '--no-progress-bar',
-            str(NOTEBOOK),
-            str(tmp_path / 'out.ipynb'),
-            *p,
-        ],
-        env=environment(cache),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    def run(*p):
+        return subprocess.run(
+            [
+                sys.executable,
+                '-m',
+                'papermill',
+                '--no-progress-bar',
+                str(NOTEBOOK),
+                str(tmp_path / 'out.ipynb'),
+                *p,
+            ],
+            env=environment(cache),
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+
     assert run('-p', 'profile', 'smoke').returncode == 0
     wrong = run('-p', 'profil', 'smoke')
     assert wrong.returncode != 0 and "unknown parameter 'profil'. Did you mean 'profile'?" in wrong.stderr

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import nbformat
@@ -89,7 +89,7 @@ def test_links_of_readme_lead_somewhere():
 # notebooks
 
 
-@lru_cache(maxsize=None)
+@cache
 def read(path):
     return json.loads(path.read_text(encoding='utf-8'))
 

@@ -46,7 +46,10 @@ def clips(B=2, T=3, H=64, W=64):
 def test_published_size():
     with torch.device('meta'):
         model = create_model('tpavi', 'pvt_v2_b5', audio='vggish', spec='code')
-    count = lambda m: sum(p.numel() for p in m.parameters())
+
+    def count(m):
+        return sum(p.numel() for p in m.parameters())
+
     parts = [count(getattr(model, k)) for k in ('visual', 'aspp', 'decoder', 'tpavi', 'head')]
     assert [round(n / 1e6, 3) for n in parts] == [81.443, 9.441, 9.441, 0.663, 0.332]
     assert round(sum(parts) / 1000) == 101_321 and sum(parts) + count(model.audio) == count(model)
