@@ -95,6 +95,7 @@ def execute_notebook(notebook: Path, parameters: dict) -> Path:
 def keep_notebook(executed: Path, folder: Path) -> Path:
     "Put the executed notebook into the results folder, its pictures small (the figures lie beside it in full) and without the machine's paths that papermill notes in its metadata."
     import nbformat
+
     from avsrepro.core.pictures import preview
 
     nb = nbformat.read(executed, as_version=4)
@@ -150,29 +151,29 @@ def make_pages(experiments: list, values: dict[str, dict], source: str, jobs: in
 @app.command()
 def reproduce(
     paper: Annotated[
-        Optional[str], typer.Option(help='sdavs, robust, selm or ddeseg; all papers when not given.')
+        str | None, typer.Option(help='sdavs, robust, selm or ddeseg; all papers when not given.')
     ] = None,
     only: Annotated[
-        Optional[list[str]], typer.Option(help='A table or figure, such as tab03; may be repeated.')
+        list[str] | None, typer.Option(help='A table or figure, such as tab03; may be repeated.')
     ] = None,
     profile: Annotated[str, typer.Option(help='smoke, quick, full or paper.')] = 'quick',
     data: Annotated[
         str, typer.Option(help="procedural, voc_esc, or the folder of VOC x ESC or AVSBench.")
     ] = 'procedural',
     seeds: Annotated[
-        Optional[list[int]], typer.Option(help="Seeds instead of the profile's; may be repeated.")
+        list[int] | None, typer.Option(help="Seeds instead of the profile's; may be repeated.")
     ] = None,
-    jobs: Annotated[Optional[int], typer.Option(min=1, help='Runs at a time; default one a core.')] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help='Runs at a time; default one a core.')] = None,
     parameter: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option('--parameter', '-p', help='NAME=VALUE for the notebook; may be repeated.'),
     ] = None,
 ) -> None:
     "Regenerate tables and figures: train what is missing, then execute their notebooks. What is finished is never trained again."
     start_server()
-    from avsrepro.core.profiles import get_profile
+    from avsrepro.experiments.profiles import get_profile
     from avsrepro.data.loading import locate
-    from avsrepro.papers.experiments import missing, plan, select_experiments
+    from avsrepro.experiments.plan import missing, plan, select_experiments
     from avsrepro.train.jobs import run_all
 
     get_profile(profile)
@@ -216,21 +217,21 @@ def reproduce(
 def data_make(
     folder: Annotated[Path, typer.Argument(help='New folder for the data set.')],
     setting: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(help='s4, ms3 (the default), avss, vpo-ss, vpo-ms, vpo-msmi or avis; may be repeated.'),
     ] = None,
     bank: Annotated[str, typer.Option(help='procedural or voc_esc.')] = 'procedural',
     style: Annotated[
-        Optional[str], typer.Option(help='cutouts (the default) or collage; of s4, ms3 and avss.')
+        str | None, typer.Option(help='cutouts (the default) or collage; of s4, ms3 and avss.')
     ] = None,
     size: Annotated[int, typer.Option(help='Height and width of a frame in pixels.')] = 128,
     train: Annotated[
-        Optional[int], typer.Option(help='Clips, samples or videos; default 400, of avis 4.')
+        int | None, typer.Option(help='Clips, samples or videos; default 400, of avis 4.')
     ] = None,
-    val: Annotated[Optional[int], typer.Option(help='Default 60, of avis 2.')] = None,
-    test: Annotated[Optional[int], typer.Option(help='Default 120, of avis 24.')] = None,
+    val: Annotated[int | None, typer.Option(help='Default 60, of avis 2.')] = None,
+    test: Annotated[int | None, typer.Option(help='Default 120, of avis 24.')] = None,
     seed: int = 0,
-    jobs: Optional[int] = None,
+    jobs: int | None = None,
 ) -> None:
     "Compose data sets from a bank and write them in the released layouts."
     from avsrepro.data.loading import write_generated
@@ -282,7 +283,7 @@ def runs_import(
 
 @runs_app.command('clear')
 def runs_clear(
-    ids: Annotated[Optional[list[str]], typer.Argument(help='Run ids; all runs when not given.')] = None,
+    ids: Annotated[list[str] | None, typer.Argument(help='Run ids; all runs when not given.')] = None,
     yes: Annotated[bool, typer.Option('--yes', help='Do not ask.')] = False,
 ) -> None:
     "Delete finished runs and their checkpoints from the store."

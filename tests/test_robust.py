@@ -12,7 +12,7 @@ from avsrepro.core.paths import find_shared
 from avsrepro.data.assets import open_bank
 from avsrepro.data.audio import log_mel
 from avsrepro.data.layouts import VOID, Clip, metadata_row, open_dataset, write_clip, write_metadata
-from avsrepro.data.robust import (
+from avsrepro.data.negatives import (
     AVOID,
     FRONT_ENDS,
     KINDS,

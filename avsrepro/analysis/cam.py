@@ -53,7 +53,10 @@ def _features(model: AVSModel, inputs: Features | tuple[Tensor, Tensor]) -> Feat
         frames, mel = (x.to(device) for x in inputs)
         with torch.no_grad():
             inputs = model.encode(model.normalise(frames), mel)
-    fresh = lambda x: x.detach().clone().to(device).float().requires_grad_()
+
+    def fresh(x):
+        return x.detach().clone().to(device).float().requires_grad_()
+
     return Features([fresh(v) for v in inputs.visual], fresh(inputs.audio_vector), fresh(inputs.audio_map))
 
 
@@ -237,9 +240,16 @@ def panels(
     )
     H, W = next((p.shape[:2] for row in pictures for p in row if p is not None), (1, 1))
     line, gap, n, m = fontsize / 72 * 1.35, 0.05, len(rows), len(columns)
-    wrap = lambda text, inches: textwrap.fill(text, max(int(inches * 114 / fontsize), 6))
-    high = lambda texts: line * max(t.count('\n') + 1 for t in texts) if any(texts) else 0
-    tall = lambda left: (width - left - gap * (m - 1)) / m * H / W
+
+    def wrap(text, inches):
+        return textwrap.fill(text, max(int(inches * 114 / fontsize), 6))
+
+    def high(texts):
+        return line * max(t.count('\n') + 1 for t in texts) if any(texts) else 0
+
+    def tall(left):
+        return (width - left - gap * (m - 1)) / m * H / W
+
     labels = [wrap(r, tall(0.3)) for r in rows]
     left = high(labels) + 0.1 * any(labels)
     h, w = tall(left), tall(left) * W / H

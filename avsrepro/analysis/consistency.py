@@ -137,7 +137,10 @@ def _divergences(audio: np.ndarray, visual: np.ndarray) -> np.ndarray:
 
 def _values(pooled: Pooled, frames: dict, index: np.ndarray | slice) -> np.ndarray:
     "All numbers of the table over the frames `index`: [stages and their mean, before and after and change, metrics]."
-    cka = lambda pair: [linear_cka(pair[0][index], pair[1][index], unbiased) for unbiased in (False, True)]
+
+    def cka(pair):
+        return [linear_cka(pair[0][index], pair[1][index], unbiased) for unbiased in (False, True)]
+
     v = np.array(
         [
             [[*cka(pair), *frames[s, w][:, index].mean(1)] for w, pair in whens.items()]
@@ -158,7 +161,10 @@ def consistency_table(
     frames = {(s, w): _divergences(*pair) for s, whens in pooled.pairs.items() for w, pair in whens.items()}
     members = [np.flatnonzero(pooled.clips == c) for c in dict.fromkeys(pooled.clips)]
     value, draw = _values(pooled, frames, slice(None)), rng('consistency', seed)
-    resample = lambda: np.concatenate([members[i] for i in draw.integers(len(members), size=len(members))])
+
+    def resample():
+        return np.concatenate([members[i] for i in draw.integers(len(members), size=len(members))])
+
     enough = n > 1 and len(members) > 1
     half = norm.ppf((1 + level) / 2) * (
         np.std([_values(pooled, frames, resample()) for _ in range(n)], axis=0, ddof=1)

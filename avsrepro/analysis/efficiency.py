@@ -4,6 +4,7 @@
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #c4358c09
 from __future__ import annotations
+
 import time
 import weakref
 from collections.abc import Mapping

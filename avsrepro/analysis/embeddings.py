@@ -315,7 +315,10 @@ class _Labelling:
         self.y, self.cell = y, np.empty(len(y), int)
         self.cell[order] = np.cumsum(new) - 1
         self.starts = np.flatnonzero(np.r_[True, np.diff(self.cls) != 0])  # of each class among the cells
-        total = lambda x, axis: np.add.reduceat(x, first, axis)
+
+        def total(x, axis):
+            return np.add.reduceat(x, first, axis)
+
         self.away = total(
             np.where(np.isfinite(g.distance), g.distance, 0)[:, order], 1
         )  # [N,cells], sums of distances
@@ -368,7 +371,10 @@ def _measure(g: _Geometry, l: _Labelling, drawn: np.ndarray | None = None) -> li
     w = w * np.repeat(enough, np.diff(np.r_[l.starts, len(l.clip)]))
     if enough.sum() < 2:
         return [np.nan] * 3
-    mean = lambda x: float(np.average(x, weights=w[l.cell]))
+
+    def mean(x):
+        return float(np.average(x, weights=w[l.cell]))
+
     return [mean(_silhouette(g, l, w)), mean(_nearest(g, l, w)), _variances(l, w)]
 
 # %% ../../nbs/analysis/70_embeddings.ipynb #49726b3d

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
 from .embeddings import Embeddings, scaling
-from .statistics import Interval, paired_bootstrap
+from ..metrics.statistics import Interval, paired_bootstrap
 from ..core.errors import check
 from ..core.seeding import rng
 
@@ -240,7 +240,10 @@ def probe_table(
     results: Iterable[tuple[str, ProbeResult]],  # (setting, result); a control has the setting of its probe
 ) -> pd.DataFrame:
     "Columns setting, control ('labels shuffled' or ''), f, accuracy, ends of their intervals, C, at_edge (the weakest of the grid was chosen), dim, classes, trained, tested, clips."
-    ends = lambda name, i: {name: i.value, f'{name}_low': i.low, f'{name}_high': i.high}
+
+    def ends(name, i):
+        return {name: i.value, f'{name}_low': i.low, f'{name}_high': i.high}
+
     return pd.DataFrame(
         [
             dict(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cam import CMAP, feature_map
-from .statistics import Interval, paired_bootstrap
+from ..metrics.statistics import Interval, paired_bootstrap
 from ..core.errors import check
 from ..models.base import AVSModel
 from ..models.sdavs import resize

@@ -140,7 +140,10 @@ def _pattern(kind: str, rng: np.random.Generator, size: tuple[int, int]) -> np.n
     y, x = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32) / max(size)
     a, f, phase = rng.uniform(0, np.pi), rng.uniform(3, 10), rng.uniform(0, 6.3)
     u, v = np.cos(a) * x + np.sin(a) * y, np.cos(a) * y - np.sin(a) * x
-    wave = lambda z: np.sin(2 * np.pi * f * z + phase)
+
+    def wave(z):
+        return np.sin(2 * np.pi * f * z + phase)
+
     return {
         'stripes': lambda: wave(u) > 0,
         'checks': lambda: wave(u) * wave(v) > 0,

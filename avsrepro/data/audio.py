@@ -115,7 +115,10 @@ def write_audio(path: str | Path, wav: Tensor, sample_rate: int = SAMPLE_RATE, s
 @lru_cache
 def vggish_filters() -> np.ndarray:
     "The float64 `[257,64]` matrix from FFT magnitudes (512 points, 16 kHz) to VGGish's mel bands: HTK scale, unnormalised, 125-7500 Hz, no DC."
-    mel = lambda f: 1127 * np.log1p(np.asarray(f) / 700)
+
+    def mel(f):
+        return 1127 * np.log1p(np.asarray(f) / 700)
+
     edges, bins = np.linspace(mel(125), mel(7500), 66), mel(np.linspace(0, SAMPLE_RATE / 2, 257))[:, None]
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
     bank = np.maximum(0, np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)))

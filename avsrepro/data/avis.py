@@ -345,7 +345,10 @@ def write_video(root: str | Path, clip: Clip) -> tuple[dict, list[dict]]:
         Image.fromarray(frame).save(buffer, 'JPEG', quality=95, subsampling=0)
         atomic_write(frames / file, buffer.getvalue(), sync=False)
     write_audio(sounds / f'{name}.wav', clip.audio, sync=False)
-    plain = lambda code: code and dict(size=list(code['size']), counts=code['counts'].decode())
+
+    def plain(code):
+        return code and dict(size=list(code['size']), counts=code['counts'].decode())
+
     return dict(file_names=names, width=W, height=H, length=T), [
         dict(category_id=int(l), segmentations=list(map(plain, track)))
         for l, track in zip(tracks.labels, tracks.rles)

@@ -120,7 +120,10 @@ def clip_files(
     has = [annotated(setting, row, t) for t in range(T)]
     if setting == 'avss':
         clip = base / row['label'] / row['uid']
-        per_frame = lambda kind: tuple(clip / kind / f'{t}.png' if has[t] else None for t in range(T))
+
+        def per_frame(kind):
+            return tuple(clip / kind / f'{t}.png' if has[t] else None for t in range(T))
+
         return ClipFiles(
             tuple(clip / 'frames' / f'{t}.jpg' for t in range(T)),
             per_frame('labels_semantic'),
@@ -295,7 +298,10 @@ def voc_palette() -> np.ndarray:
 
 def decode_colours(data: bytes, path: Path, num_classes: int) -> np.ndarray:
     "A colour mask as uint8 class ids `[H,W]`; unknown colours become 0."
-    packed = lambda rgb: rgb.astype(np.int64) @ (65536, 256, 1)
+
+    def packed(rgb):
+        return rgb.astype(np.int64) @ (65536, 256, 1)
+
     codes, known = (
         packed(np.asarray(_image(data, path, 'a colour mask').convert('RGB'))),
         packed(voc_palette()[:num_classes]),

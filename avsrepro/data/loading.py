@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from ..core.errors import InputError, check, known_keys, unknown
 from ..core.identity import content_hash
 from ..core.paths import find_shared, publish
-from .avis import AVISConfig, avis_key, make_avis, open_avis, split_files, write_avis
 from .assets import SPLITS, open_bank
+from .avis import AVISConfig, avis_key, make_avis, open_avis, split_files, write_avis
 from .layouts import layout_of, open_dataset
-from .robust import BankSounds, Mixture
+from .negatives import BankSounds, Mixture
 from .scenes import SceneConfig, dataset_key, make_dataset, write_dataset
 from .vpo import VPO_SETTINGS, VPOData, vpo_classes, vpo_table
 from .vpo_scenes import VPOConfig, make_vpo, vpo_key, write_vpo

@@ -124,7 +124,10 @@ def cast(
     cfg: VPOConfig, n_labels: int, kind: str, see: np.random.Generator, choose: np.random.Generator
 ) -> tuple[list[int], np.ndarray]:
     "Classes of all objects, and which of them sound (bool `[objects]`), in a scene of a kind (a setting)."
-    count = lambda generator, bounds: int(generator.integers(bounds[0], bounds[1] + 1))
+
+    def count(generator, bounds):
+        return int(generator.integers(bounds[0], bounds[1] + 1))
+
     if kind == 'vpo-msmi':
         labels = [int(see.integers(n_labels))] * count(see, cfg.instances)
         sounding = int(choose.integers(1, len(labels)))

@@ -97,7 +97,10 @@ class RobustScorer:
     ) -> dict[str, float]:
         "Means over all clips: `J`, `F` by the protocol, `fpr`, `rejected` (share of frames), `area` (mean object share, the FPR of a model that never listens)."
         means, rows = self.inner.scores(clips_per_batch), self.per_clip()
-        over = lambda key: mean([v for r in rows for v in r[key]])
+
+        def over(key):
+            return mean([v for r in rows for v in r[key]])
+
         return dict(
             J=means['J'],
             F=over('F_05') if self._fixed else means['F'],

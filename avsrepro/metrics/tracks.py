@@ -256,7 +256,10 @@ def track_map(truth: Sequence[Tracks], predicted: Sequence[Tracks]) -> dict[str,
     precision = evaluation.eval['precision'][
         ..., 0, 0
     ]  # [thresholds, recall, classes], -1 for classes without truth
-    mean = lambda x: 100 * float(x[x > -1].mean()) if (x > -1).any() else float('nan')
+
+    def mean(x):
+        return 100 * float(x[x > -1].mean()) if (x > -1).any() else float('nan')
+
     return dict(mAP=mean(precision), AP50=mean(precision[0]), AP75=mean(precision[5]))
 
 # %% ../../nbs/metrics/30_tracks.ipynb #05ba85d1

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/models/00_registry.ipynb #0274abd9
 from __future__ import annotations
+
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -69,7 +70,10 @@ def create_model(
         for k in given:
             if k not in valid:
                 raise unknown(kind, k, valid)
-    make = lambda f, n, w, kw: f(n, pretrained=pretrained and not w, weights=w, **kw)
+
+    def make(f, n, w, kw):
+        return f(n, pretrained=pretrained and not w, weights=w, **kw)
+
     if len(cls.specs) > 1:
         options['spec'] = spec  # only such a class has the argument
     for k in guidance or {}:

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/models/40_avsegformer.ipynb #aa538d6c
 from __future__ import annotations
+
 import math
 from types import MappingProxyType
 
@@ -11,6 +12,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from ..core.errors import check, unknown
 from .base import AVSModel, Output, register_model
 from ..nn.deformable import DeformableAttention, Sizes, flatten_levels, pixel_centres, split_levels
@@ -56,7 +58,10 @@ class QueryLayer(nn.Module):
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float, bias: bool):
         super().__init__()
-        attention = lambda: nn.MultiheadAttention(dim, heads, dropout=dropout, bias=bias, batch_first=True)
+
+        def attention():
+            return nn.MultiheadAttention(dim, heads, dropout=dropout, bias=bias, batch_first=True)
+
         self.self_attn, self.cross_attn, self.ffn = (
             attention(),
             attention(),
@@ -145,7 +150,9 @@ class Mixer(nn.Module):
             self.project = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, audio: Tensor) -> Tensor:
-        split = lambda t: rearrange(t, 'n s (m d) -> n m s d', m=self.heads)
+        def split(t):
+            return rearrange(t, 'n s (m d) -> n m s d', m=self.heads)
+
         pixels = rearrange(x, 'n c h w -> n (h w) c')
         q, k = split(self.q(audio[:, None])), split(self.k(pixels))
         if self.form == 'pixels':  # one weight for each pixel, of the head to which a channel belongs
@@ -285,7 +292,10 @@ class AVSegFormer(AVSModel):
             q = layer(q, memory + position, memory)
         by_query = self.tap('query_maps', torch.einsum('nqc,nchw->nqhw', self.tap('decoded', q, B), mixed), B)
         z = self.head(self.tap('fus_out', mixed + self.mlp(by_query), B), size if self.inside else None)
-        apart = lambda x: rearrange(x, '(b t) ... -> b t ...', b=B)
+
+        def apart(x):
+            return rearrange(x, '(b t) ... -> b t ...', b=B)
+
         return Output(apart(enlarge(z, size)), dict(mix=apart(mixed.mean(1, keepdim=True))))
 
     def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:

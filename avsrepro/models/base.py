@@ -4,15 +4,17 @@
 
 # %% ../../nbs/models/10_base.ipynb #dfcfccd6
 from __future__ import annotations
+
 import fnmatch
-from contextlib import contextmanager
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+
 from ..core.errors import check, unknown
 from ..nn.features import Features
 
@@ -133,7 +135,10 @@ class AVSModel(Tapped, _Encoders):
     def encode(self, frames: Tensor, mel: Tensor) -> Features:
         "Normalised frames [B,T,3,H,W] and log-mel [B,T,C,96,64] to `Features`; no gradient through a frozen encoder."
         check_inputs(frames, mel, self.audio.input_size)
-        apart = lambda x: rearrange(x, '(b t) ... -> b t ...', b=frames.shape[0])
+
+        def apart(x):
+            return rearrange(x, '(b t) ... -> b t ...', b=frames.shape[0])
+
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_visual):
             maps = self.visual(rearrange(frames, 'b t c h w -> (b t) c h w'))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_audio):

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/models/55_ddeseg.ipynb #6e4099a7
 from __future__ import annotations
+
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from einops import rearrange
 from timm.models.pvt_v2 import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from ..core.errors import check, unknown
 from ..core.seeding import generator
 from .base import AVSModel, Output, check_inputs, register_model
@@ -503,13 +505,16 @@ class DDESeg(AVSModel):
             all(w % heads == 0 for w in widths),
             f"the stages have {', '.join(map(str, widths))} channels; expected multiples of the {heads} heads.",
         )
-        scheme = lambda i, w: (
-            None
-            if elimination == 'none' or i == 0 and not own.first
-            else Elimination(
-                w, heads, elimination, own.centres, own.scoring, centres_seen, gumbel, temperature
+
+        def scheme(i, w):
+            return (
+                None
+                if elimination == 'none' or i == 0 and not own.first
+                else Elimination(
+                    w, heads, elimination, own.centres, own.scoring, centres_seen, gumbel, temperature
+                )
             )
-        )
+
         self.stages = nn.ModuleList(
             Stage(
                 audio.dim,

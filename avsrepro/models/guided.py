@@ -4,11 +4,13 @@
 
 # %% ../../nbs/models/60_guided.ipynb #8947cd99
 from __future__ import annotations
+
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from ..core.errors import check, unknown
 from .base import AVSModel, Output
 from ..nn.features import Features

@@ -4,12 +4,14 @@
 
 # %% ../../nbs/models/20_sdavs.ipynb #1c0ad921
 from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from ..core.errors import check, unknown
 from .base import AVSModel, Output, register_model
 from ..nn.features import Features
@@ -48,7 +50,9 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, bias=name != 'k') for name in 'qkvo')
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        split = lambda x: rearrange(x, 'b n (h d) -> b h n d', h=self.heads)
+        def split(x):
+            return rearrange(x, 'b n (h d) -> b h n d', h=self.heads)
+
         out = F.scaled_dot_product_attention(split(self.q(q)), split(self.k(k)), split(self.v(v)))
         return self.o(rearrange(out, 'b h n d -> b n (h d)'))
 
@@ -200,9 +204,10 @@ class DAMF(nn.Module):
     ):
         super().__init__()
         self.tokens, self.stc, self.interaction = tokens, stc, interaction
-        make = lambda wanted: (
-            CrossAttention(dim, heads, se_ratio, stc) if direction in ('both', wanted) else None
-        )
+
+        def make(wanted):
+            return CrossAttention(dim, heads, se_ratio, stc) if direction in ('both', wanted) else None
+
         self.a2v, self.v2a = make('a2v'), make('v2a')
 
     def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Callable = lambda name, x: x) -> Tensor:
@@ -210,7 +215,10 @@ class DAMF(nn.Module):
         size = tuple(F_v.shape[-2:])
         grid = tuple(min(s, self.tokens) for s in size)
         asking = grid if self.stc else size  # STC reduces the queries too
-        small = lambda x, s: (pool(x, s) if x is F_v else resize(x, s)).unflatten(0, (clips, -1))
+
+        def small(x, s):
+            return (pool(x, s) if x is F_v else resize(x, s)).unflatten(0, (clips, -1))
+
         out = 0
         if self.a2v is not None:  # visual queries, audio memory
             x = self.a2v(small(F_v, asking), small(F_a, grid)).flatten(0, 1)
@@ -227,7 +235,10 @@ class Stage(nn.Module):
     def __init__(self, dim: int, snrp: SNRP | None, damf: DAMF | None, snrp_position: str = 'pre'):
         super().__init__()
         self.snrp, self.damf, self.pre = snrp, damf, snrp_position == 'pre'
-        conv = lambda: nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), group_norm(dim))
+
+        def conv():
+            return nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), group_norm(dim))
+
         self.visual, self.audio = conv(), conv()
 
     def fuse(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Callable) -> Tensor:

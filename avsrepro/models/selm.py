@@ -4,6 +4,7 @@
 
 # %% ../../nbs/models/50_selm.ipynb #79208876
 from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from types import MappingProxyType
@@ -12,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from ..core.errors import check, unknown
 from avsrepro.models.avsegformer import (
     Head,
@@ -284,11 +286,14 @@ class BCSM(nn.Module):
         slip: tuple[bool, bool] = (False, False),
     ):  # of the weights of video and of audio
         super().__init__()
-        stack = lambda way: (
-            nn.Sequential(*(SequenceBlock(dim, sequence, residual) for _ in range(blocks)))
-            if direction in ('both', way)
-            else None
-        )
+
+        def stack(way):
+            return (
+                nn.Sequential(*(SequenceBlock(dim, sequence, residual) for _ in range(blocks)))
+                if direction in ('both', way)
+                else None
+            )
+
         self.a2v, self.v2a, self.gate, self.slip = stack('a2v'), stack('v2a'), gate, slip
 
     def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,7 +321,10 @@ class Stage(nn.Module):
         self, m: Tensor, t: Tensor, tap: Callable = lambda name, x: x
     ) -> tuple[Tensor, Tensor, Tensor]:
         "Map [B,T,C_i,h,w] and audio tokens [B,T,C] to the selected map [(B T),C,h,w], the selected tokens [(B T),C] and the tokens for the next stage [B,T,C]."
-        apart = lambda x: x.unflatten(0, m.shape[:2])
+
+        def apart(x):
+            return x.unflatten(0, m.shape[:2])
+
         x = tap('visual', self.input(m.flatten(0, 1).flatten(2)).unflatten(2, m.shape[-2:]))
         x, t = self.dam(x, t.flatten(0, 1))
         x, s = self.bcsm(apart(tap('aligned', x)), apart(tap('tokens', t)))
@@ -419,7 +427,10 @@ class CLEVER(nn.Module):
         self.layers = nn.ModuleList(
             AVLayer(dim, heads, kinds, hearing, assignment, last=j == layers) for j in range(1, layers + 1)
         )
-        grid = lambda s: [-(-n // s) for n in image_size]
+
+        def grid(s):
+            return [-(-n // s) for n in image_size]
+
         self.position = (
             nn.ParameterList(torch.randn(dim, *grid(s)) * 0.02 for s in coarse[self.start :])
             if position == 'learned'
@@ -686,7 +697,10 @@ class SelM(AVSModel):
             maps.append(x)
             sounds.append(s)
         z, heats = self.decoder(maps, torch.stack(sounds, 1), lambda name, y: self.tap(name, y, B))
-        apart = lambda y: y.unflatten(0, (B, -1))
+
+        def apart(y):
+            return y.unflatten(0, (B, -1))
+
         return Output(apart(enlarge(z, size)), dict(heat=[apart(h) for h in heats]))
 
     def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:

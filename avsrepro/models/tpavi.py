@@ -4,6 +4,7 @@
 
 # %% ../../nbs/models/30_tpavi.ipynb #5c8a271e
 from __future__ import annotations
+
 from collections.abc import Callable
 from types import MappingProxyType
 
@@ -11,6 +12,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from ..core.errors import check, unknown
 from .base import AVSModel, Output, register_model
 from .sdavs import pool, resize
@@ -47,7 +49,10 @@ class ASPP(nn.Module):
 def attend_plain(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     "The reference: theta, g [B,T,P,d] and phi [B,T,d] of T frames with P pixels to y [B,T,P,d], through the N x N product (facts, section 6)."
     T, P = theta.shape[1:3]
-    flat = lambda x: rearrange(x, 'b t p d -> b (t p) d')
+
+    def flat(x):
+        return rearrange(x, 'b t p d -> b (t p) d')
+
     tiled = repeat(phi, 'b t d -> b (t p) d', p=P)
     y = (flat(theta) / (T * P)) @ tiled.mT @ flat(g)
     return rearrange(y, 'b (t p) d -> b t p d', t=T)
@@ -83,7 +88,10 @@ class Interaction(nn.Module):
 
     def forward(self, x: Tensor, vector: Tensor, tap: Callable = lambda name, x: x) -> tuple[Tensor, Tensor]:
         h, w = x.shape[-2:]
-        frames = lambda v: rearrange(v, 'b t (h w) c -> (b t) c h w', h=h, w=w)
+
+        def frames(v):
+            return rearrange(v, 'b t (h w) c -> (b t) c h w', h=h, w=w)
+
         a, v = self.audio(vector), rearrange(x, 'b t c h w -> b t (h w) c').contiguous()
         y = self.norm_z(self.attend(v, a).flatten(0, 2)).view_as(v)
         tap('heard', frames(y))
@@ -205,7 +213,10 @@ class TPAVI(AVSModel):
         "Per level, coarse to fine: the fused pictures [B,T,dim,h,w] and the sounds they were fused with [B,T,dim]."
         B, fused, sounds = features.audio_vector.shape[0], [], []
         for j, (aspp, tpavi) in enumerate(zip(self.aspp, self.tpavi), 1):
-            tap = lambda name, x: self.tap(f'stage{j}.{name}', x, B)
+
+            def tap(name, x):
+                return self.tap(f'stage{j}.{name}', x, B)
+
             x = tap('visual', aspp(features.visual[-j].flatten(0, 1))).unflatten(0, (B, -1))
             x, a = tpavi(x, features.audio_vector, tap)
             tap('fused', x.flatten(0, 1))

@@ -305,13 +305,18 @@ class VGGish(AudioBackbone):
         norm: bool = False,  # batch norms at the input and after every convolution: a network from scratch learns in half the steps
     ):
         super().__init__()
-        normed = lambda c: [nn.BatchNorm2d(c)] * norm
-        conv = lambda i, o, pool=False: [
-            nn.Conv2d(i * width or 1, o * width, 3, padding=1),
-            *[nn.MaxPool2d(2)] * pool,
-            *normed(o * width),
-            nn.ReLU(inplace=True),
-        ]  # pooled first: the same, and a quarter of the work
+
+        def normed(c):
+            return [nn.BatchNorm2d(c)] * norm
+
+        def conv(i, o, pool=False):
+            return [
+                nn.Conv2d(i * width or 1, o * width, 3, padding=1),
+                *[nn.MaxPool2d(2)] * pool,
+                *normed(o * width),
+                nn.ReLU(inplace=True),
+            ]  # pooled first: the same, and a quarter of the work
+
         self.dim, self.map_channels = dim, 8 * width
         self.features = nn.Sequential(
             *normed(1),
@@ -380,7 +385,10 @@ class Stereo(AudioBackbone):
             mel.ndim == 4 and mel.shape[1:] == (2, *self.input_size),
             f'audio input has shape {tuple(mel.shape)}; expected a stereo log-mel [N,2,{",".join(map(str, self.input_size))}].',
         )
-        fold = lambda x: torch.cat([(x[0::2] + x[1::2]) / 2, x[0::2] - x[1::2]], 1)
+
+        def fold(x):
+            return torch.cat([(x[0::2] + x[1::2]) / 2, x[0::2] - x[1::2]], 1)
+
         vector, amap = self.net(rearrange(mel, 'n c t f -> (n c) 1 t f'))
         return fold(vector), fold(amap)
 

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/nn/40_deformable.ipynb #26f1c772
 from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from ..core.errors import check
 
 # %% auto #0
@@ -42,7 +44,10 @@ def split_levels(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
 # %% ../../nbs/nn/40_deformable.ipynb #8901121e
 def pixel_centres(sizes: Sizes, like: Tensor) -> Tensor:
     "Centres (x, y) in 0 to 1 of all pixels of all levels, [S,2], with the device and dtype of `like`."
-    grid = lambda n: (torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) / n
+
+    def grid(n):
+        return (torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) / n
+
     return torch.cat(
         [
             torch.stack([repeat(grid(w), 'w -> (h w)', h=h), repeat(grid(h), 'h -> (h w)', w=w)], -1)

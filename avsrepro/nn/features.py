@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..core.errors import InputError, check
 from ..core.identity import array_hash, code_hash, content_hash
 from ..core.paths import atomic_path, cache_dir, locked
-from ..data.robust import Derived, emptied
+from ..data.negatives import Derived, emptied
 
 # %% ../../nbs/nn/30_features.ipynb #e55d2963
 @dataclass
@@ -101,9 +101,10 @@ class Rows:
 
     def to(self, device: torch.device | str) -> 'Rows':
         "All rows in one piece in the memory of `device`."
-        fill = lambda c: (
-            torch.cat([c, c.new_zeros(self.step - len(c), *c.shape[1:])]) if len(c) < self.step else c
-        )
+
+        def fill(c):
+            return torch.cat([c, c.new_zeros(self.step - len(c), *c.shape[1:])]) if len(c) < self.step else c
+
         return Rows(
             [torch.cat([fill(c.to(device)) for c in self.chunks[:-1]] + [self.chunks[-1].to(device)])]
         )
@@ -391,7 +392,10 @@ class ClipFeatures:
             'features that were just made are gone; is the cache being cleared?',
         )
         self.ids, self.shape = list(clips.ids), of.shape
-        pick = lambda rows: [rows[k] for k in clips.index]
+
+        def pick(rows):
+            return [rows[k] for k in clips.index]
+
         self.visual_index, self.supervised, self.audio_index, self.targets = (
             pick(of.visual_index),
             pick(of.supervised),
@@ -441,15 +445,22 @@ class ClipFeatures:
         "Float32 `Features`, target uint8 [B,T,H,W] (255 void) and supervised bool [B,T] of the clips `indices`."
         indices = torch.as_tensor(indices).tolist()
         T = max(len(self.targets[i]) for i in indices)
-        row = lambda index: torch.stack(
-            [torch.cat([index[i], index[i][-1:].expand(T - len(index[i]))]) for i in indices]
-        )
-        pad = lambda values, fill: torch.stack(
-            [
-                torch.cat([values[i], values[i].new_full((T - len(values[i]), *values[i].shape[1:]), fill)])
-                for i in indices
-            ]
-        )
+
+        def row(index):
+            return torch.stack(
+                [torch.cat([index[i], index[i][-1:].expand(T - len(index[i]))]) for i in indices]
+            )
+
+        def pad(values, fill):
+            return torch.stack(
+                [
+                    torch.cat(
+                        [values[i], values[i].new_full((T - len(values[i]), *values[i].shape[1:]), fill)]
+                    )
+                    for i in indices
+                ]
+            )
+
         v, a = row(self.visual_index), row(self.audio_index)
         features = Features(
             [r.take(v) for r in self.visual], self.audio_vector.take(a), self.audio_map.take(a)

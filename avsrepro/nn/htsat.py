@@ -15,6 +15,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio import functional as AF
+
 from ..core.errors import check, unknown
 from ..data.audio import SAMPLE_RATE, resample
 from .backbones import AudioBackbone, register_audio
@@ -143,7 +144,10 @@ def htsat_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
             ),
             f"the checkpoint brings mel filters {tuple(filters.shape)} that are not those for 32 kHz and 64 bands from 50 to 14,000 Hz.",
         )
-    ahead = lambda k: re.sub(r'^layers\.(\d)\.downsample', lambda m: f'layers.{int(m[1]) + 1}.downsample', k)
+
+    def ahead(k):
+        return re.sub(r'^layers\.(\d)\.downsample', lambda m: f'layers.{int(m[1]) + 1}.downsample', k)
+
     return {
         k if k.startswith('bn0.') else 'swin.' + ahead(k): v
         for k, v in state.items()

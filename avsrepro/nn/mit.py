@@ -13,6 +13,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.pvt_v2 import PyramidVisionTransformerV2, checkpoint_filter_fn
 from torch import Tensor
+
 from ..core.errors import check
 from .backbones import CONVERTERS
 
@@ -62,9 +63,9 @@ def _from_hub(state: dict[str, Tensor]) -> dict[str, Tensor]:
         )
         return k.replace('attn.key', 'attn.kv')
 
-    value = lambda k: (
-        torch.cat([state[k], state[k.replace('.key.', '.value.')]]) if '.self.key.' in k else state[k]
-    )
+    def value(k):
+        return torch.cat([state[k], state[k.replace('.key.', '.value.')]]) if '.self.key.' in k else state[k]
+
     return {name(k): value(k) for k in state if '.self.value.' not in k}
 
 

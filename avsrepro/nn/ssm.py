@@ -4,19 +4,21 @@
 
 # %% ../../nbs/nn/50_ssm.ipynb #cc3d812a
 from __future__ import annotations
+
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
-from typing import Callable, Optional
+from functools import cache, lru_cache
+from typing import Optional
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry, register_flop_formula
+
 from ..core.errors import check, unknown
 from ..core.identity import FACTS
 
@@ -67,7 +69,10 @@ class Chunks:
             2**26 if device.type != 'cpu' else 2**16 if threads == 1 else 2**17 * threads
         )  # values in a chunk
         rows = (2**19 if batch * length * width <= 2**19 else most) // width  # a small scan is one chunk
-        pieces = lambda n, most: (k := -(-n // max(1, most)), -(-n // k))
+
+        def pieces(n, most):
+            return (k := -(-n // max(1, most)), -(-n // k))
+
         self.batch, self.length = batch, length
         self.j, self.b = pieces(batch, rows // (length if length <= 8 else 4))
         self.k, self.s = pieces(length, rows // self.b)
@@ -225,7 +230,7 @@ TIERS = ('reference', 'chunked', 'mamba_ssm')
 _forced: ContextVar[str | None] = ContextVar('scan tier', default=None)
 
 
-@lru_cache(maxsize=None)
+@cache
 def fused_kernel() -> tuple[Callable | None, str]:
     "mamba_ssm's `selective_scan_fn`, or None and the reason."
     try:
@@ -235,7 +240,7 @@ def fused_kernel() -> tuple[Callable | None, str]:
     return selective_scan_fn, ''
 
 
-@lru_cache(maxsize=None)
+@cache
 def _say_fallback() -> None:
     warnings.warn(
         f"mamba_ssm's kernel is not used on this GPU ({fused_kernel()[1]}); the scan runs in PyTorch chunks.",
@@ -302,7 +307,7 @@ _scans = dict(reference=scan_reference, chunked=scan_chunked, mamba_ssm=scan_fus
 
 @torch.library.custom_op('avsrepro::selective_scan', mutates_args=())
 def scan_operator(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Optional[Tensor], tier: str
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, tier: str
 ) -> tuple[Tensor, Tensor]:
     "A scan without gradients as one operator."
     return tuple(t.contiguous() for t in _scans[tier](x, dt, A, B, C, state))

@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from ..analysis.statistics import VERDICTS
-from ..papers.claims import CLAIMS, NOT_RUN, claims_table
-from ..papers.experiments import EXPERIMENTS, Experiment
+from ..metrics.statistics import VERDICTS
+from .judging import CLAIMS, NOT_RUN, claims_table
+from ..experiments.plan import EXPERIMENTS, Experiment
 from .tables import write_page
 
 # %% ../../nbs/report/30_claims.ipynb #87dc8cd2
@@ -72,7 +72,9 @@ def verdict_counts(claims: pd.DataFrame) -> pd.Series:
 # %% ../../nbs/report/30_claims.ipynb #03b1135b
 def verdicts_markdown(claims: pd.DataFrame, level: str = '###') -> str:
     "A table of claims for every verdict but 'not run'."
-    number = lambda v: '' if pd.isna(v) else f'{v:+.3g}' if abs(v) < 100 else f'{v:+.1f}'
+
+    def number(v):
+        return '' if pd.isna(v) else f'{v:+.3g}' if abs(v) < 100 else f'{v:+.1f}'
 
     def shown(part: pd.DataFrame) -> str:
         ours = [f'{number(v)} [{number(l)}, {number(h)}]' for v, l, h in zip(part.ours, part.low, part.high)]

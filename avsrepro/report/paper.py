@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..analysis.statistics import VERDICTS
+from ..metrics.statistics import VERDICTS
 from ..core.errors import unknown
 from ..core.paths import results_dir
-from ..core.profiles import PROFILES
-from ..papers.claims import NOT_RUN
-from ..papers.experiments import EXPERIMENTS
+from ..experiments.profiles import PROFILES
+from .judging import NOT_RUN
+from ..experiments.plan import EXPERIMENTS
 
 # %% ../../nbs/report/40_paper.ipynb #e5a0f7be
 def _number(v: float) -> str:
@@ -56,11 +56,14 @@ class PaperResults:
 
     def pages(self) -> str:
         "All pages with a link, and when each was run for which profile and data."
-        state = lambda k: (
-            f"{self.metas[k]['written'][:10]}, seeds {', '.join(map(str, self.metas[k]['seeds'])) or 'none'}"
-            if k in self.metas
-            else 'not run yet'
-        )
+
+        def state(k):
+            return (
+                f"{self.metas[k]['written'][:10]}, seeds {', '.join(map(str, self.metas[k]['seeds'])) or 'none'}"
+                if k in self.metas
+                else 'not run yet'
+            )
+
         return pd.DataFrame(
             [
                 {
@@ -115,10 +118,13 @@ class PaperResults:
                     for k in set(zip(run.setting, run.metric))
                     if all(isinstance(x, str) for x in k) and (of := self.seed_reach(name, *k))
                 }
-            small = lambda c: (
-                (k := (getattr(c, 'setting', None), c.metric)) in reach and abs(c.ours) < reach[k]
-            )
-            star = lambda c: ' \\*' if small(c) else ''
+
+            def small(c):
+                return (k := (getattr(c, 'setting', None), c.metric)) in reach and abs(c.ours) < reach[k]
+
+            def star(c):
+                return ' \\*' if small(c) else ''
+
             known = sum((getattr(c, 'setting', None), c.metric) in reach for c in run.itertuples())
             seeds = (
                 f' Of {known} where several seeds were trained, {sum(map(small, run.itertuples()))} are no larger than seeds alone can make a difference; they are marked *.'

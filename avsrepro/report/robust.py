@@ -20,15 +20,15 @@ import pandas as pd
 import seaborn as sns
 import torch
 
-from ..analysis.statistics import Interval, verdict
+from ..metrics.statistics import Interval, verdict
 from ..core.errors import check, unknown
 from ..core.identity import code_hash, content_hash
 from ..core.paths import atomic_write, cache_dir
 from ..data.assets import open_bank
 from ..data.loading import open_splits
-from ..data.robust import BankSounds, Negatives, Positives, WithOffscreen
+from ..data.negatives import BankSounds, Negatives, Positives, WithOffscreen
 from ..metrics.robust import PROTOCOLS, RobustScorer
-from ..papers.published import published, published_tables
+from .published import published, published_tables
 from .tables import COLUMNS, write_page
 from ..train.batches import predict, source_of
 from ..train.engine import load_trained
@@ -78,7 +78,7 @@ def paper_conditions(front_end: str = 'matched', noise: str = 'byte') -> dict[st
 
 # %% ../../nbs/report/20_robust.ipynb #2092d058
 _CODE = (
-    'avsrepro.data.robust',
+    'avsrepro.data.negatives',
     'avsrepro.data.audio',
     'avsrepro.metrics.robust',
     'avsrepro.metrics.segmentation',
@@ -153,8 +153,13 @@ def clip_matrix(
 ) -> np.ndarray:
     "J, F and fpr of each clip, `[clips, 3]`; NaN where a clip has no such score."
     rows = {r['id']: r for r in rows}
-    flat = lambda v: [x for x in (v if isinstance(v, (list, tuple)) else [v]) if x is not None]
-    value = lambda r, k: float(np.mean(v)) if (v := flat(r[k])) else float('nan')
+
+    def flat(v):
+        return [x for x in (v if isinstance(v, (list, tuple)) else [v]) if x is not None]
+
+    def value(r, k):
+        return float(np.mean(v)) if (v := flat(r[k])) else float('nan')
+
     return np.array(
         [[value(rows[i], k) if i in rows else float('nan') for k in ('J', 'F', 'fpr')] for i in ids]
     )
@@ -183,7 +188,10 @@ def columns(
     J, F, fpr = np.mean([means[n] for n in negatives], 0).T
     if protocol == 'robust-legacy':
         J, F = 1 - J, 1 - F
-    harmonic = lambda a, b: np.divide(2 * a * b, a + b, out=np.zeros_like(a), where=a + b > 0)
+
+    def harmonic(a, b):
+        return np.divide(2 * a * b, a + b, out=np.zeros_like(a), where=a + b > 0)
+
     p, out = means.get('positive'), {}
     if p is not None:
         out |= {'positive mIoU': 100 * p[:, 0], 'positive F': 100 * p[:, 1]}
@@ -229,9 +237,16 @@ def robust_table(
             runs = [r for r in results if (r.spec.row, r.spec.setting) == (row.name, setting)]
             if not runs:
                 continue
-            matrix = lambda c: np.mean(
-                [clip_matrix(scores_under(r, clips, c, store)[protocol]['clips'], clips.ids) for r in runs], 0
-            )
+
+            def matrix(c):
+                return np.mean(
+                    [
+                        clip_matrix(scores_under(r, clips, c, store)[protocol]['clips'], clips.ids)
+                        for r in runs
+                    ],
+                    0,
+                )
+
             found[row.name], runs_of[row.name] = (
                 columns({n: matrix(c) for n, c in conditions.items()}, weights, protocol),
                 runs,
@@ -295,7 +310,10 @@ def robust_wide(
     t = pd.concat([others, table[table.setting == setting]], ignore_index=True)
     metrics = [m for m in t[t.ours.notna()].metric.unique() if metrics is None or m in metrics]
     t = t[t.metric.isin(metrics)]
-    show = lambda v, m: '-' if pd.isna(v) else f'{v:.3f}' if m.endswith('FPR') else f'{v:.1f}'
+
+    def show(v, m):
+        return '-' if pd.isna(v) else f'{v:.3f}' if m.endswith('FPR') else f'{v:.1f}'
+
     t = t.assign(cell=[f'{show(r.published, r.metric)} -> {show(r.ours, r.metric)}' for r in t.itertuples()])
     out = t.pivot(index='row', columns='metric', values='cell').loc[t.row.unique(), metrics]
     out.index.name = out.columns.name = None

@@ -21,16 +21,16 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from ..analysis.statistics import Interval, paired_bootstrap, t_interval, verdict
+from ..metrics.statistics import Interval, paired_bootstrap, t_interval, verdict
 from ..core.errors import check, unknown
 from ..core.identity import environment
-from ..core.seeding import rng
-from ..core.profiles import get_profile
 from ..core.paths import atomic_path, atomic_write, cache_dir, results_dir
 from ..core.pictures import shrink_pictures
-from ..papers.claims import CLAIMS, gaps
-from ..papers.experiments import Experiment, seeds_of
-from ..papers.published import published
+from ..experiments.profiles import get_profile
+from ..core.seeding import rng
+from .judging import CLAIMS, gaps
+from ..experiments.plan import Experiment, seeds_of
+from .published import published
 from ..train.store import RunResult, export_runs
 
 # %% ../../nbs/report/10_tables.ipynb #7de04057
@@ -95,10 +95,12 @@ def class_interval(a: Sequence[RunResult], b: Sequence[RunResult], metric: str, 
     "Class-wise score of `a` (minus that of `b`, if given), seeds averaged, with the percentile-bootstrap interval over clips, paired."
     clips = len(a[0].scores)
     weights = rng('class bootstrap').multinomial(clips, [1 / clips] * clips, size=n).astype(float)
-    score = lambda w: (
-        np.mean([class_score(r, metric, w) for r in a], 0)
-        - (np.mean([class_score(r, metric, w) for r in b], 0) if b else 0)
-    )
+
+    def score(w):
+        return np.mean([class_score(r, metric, w) for r in a], 0) - (
+            np.mean([class_score(r, metric, w) for r in b], 0) if b else 0
+        )
+
     return Interval(
         float(score(None)[0]),
         *(np.percentile(score(weights), [2.5, 97.5]) if clips > 1 else [float('nan')] * 2),
@@ -178,7 +180,10 @@ def build_table(
     experiment: Experiment, results: Sequence[RunResult], data: str, profile: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "The long table (`COLUMNS`) and the differences with their intervals, scores in percent."
-    by = lambda row, setting: [r for r in results if (r.spec.row, r.spec.setting) == (row, setting)]
+
+    def by(row, setting):
+        return [r for r in results if (r.spec.row, r.spec.setting) == (row, setting)]
+
     printed = published(experiment.table).set_index(['row', 'setting', 'metric']).published.to_dict()
     lines, deltas = [], []
     for setting in experiment.settings:
@@ -222,7 +227,10 @@ def build_table(
 
 def by_seed(experiment: Experiment, results: Sequence[RunResult]) -> pd.DataFrame:
     "Every seed's own score, in percent: row, setting, metric, seed, ours."
-    score = lambda r, m: class_score(r, m)[0] if semantic(r) else units(r, m).mean()
+
+    def score(r, m):
+        return class_score(r, m)[0] if semantic(r) else units(r, m).mean()
+
     return pd.DataFrame(
         [
             (r.spec.row, r.spec.setting, m, r.spec.seed, score(r, m))
@@ -235,7 +243,10 @@ def by_seed(experiment: Experiment, results: Sequence[RunResult]) -> pd.DataFram
 
 def claimed_differences(experiment: Experiment, results: Sequence[RunResult]) -> pd.DataFrame:
     "The differences that the paper's claims read from this table, whatever its reference row, paired by clip as `build_table`'s are; none for a claim whose rows were not both run."
-    by = lambda row, setting: [r for r in results if (r.spec.row, r.spec.setting) == (row, setting)]
+
+    def by(row, setting):
+        return [r for r in results if (r.spec.row, r.spec.setting) == (row, setting)]
+
     printed = published(experiment.table).set_index(['row', 'setting', 'metric']).published.to_dict()
     pairs, lines = (
         dict.fromkeys(
@@ -278,8 +289,13 @@ def main_metric(table: pd.DataFrame) -> str:
 
 def wide_table(table: pd.DataFrame) -> pd.DataFrame:
     "Rows as printed; a column for each setting and metric, `published -> ours`, and the verdicts on the main metric."
-    show = lambda v: '-' if pd.isna(v) else f'{v:.1f}'
-    cell = lambda r: f'{show(r.published)} -> {show(r.ours)}'
+
+    def show(v):
+        return '-' if pd.isna(v) else f'{v:.1f}'
+
+    def cell(r):
+        return f'{show(r.published)} -> {show(r.ours)}'
+
     wide = table.assign(cell=table.apply(cell, axis=1), column=table.setting.str.upper() + ' ' + table.metric)
     out = wide.pivot(index='row', columns='column', values='cell').loc[
         table.row.unique(), wide.column.unique()

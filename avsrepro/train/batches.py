@@ -114,7 +114,9 @@ class ClipSource(Source):
         self.clips, self.ids, self.workers, self.hear = clips, clips.ids, workers, hear
 
     def load(self, indices: Sequence[int]) -> list[Batch]:
-        stack = lambda group, name: torch.stack([getattr(c, name) for c in group])
+        def stack(group, name):
+            return torch.stack([getattr(c, name) for c in group])
+
         return [
             Batch(
                 [c.info['id'] for c in g],

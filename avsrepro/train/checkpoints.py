@@ -115,7 +115,10 @@ class Checkpoints:
         try:
             tensors, record = self._read(self.latest)
             self._read(self.best(record['selected']))
-            part = lambda p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
+
+            def part(p):
+                return {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
+
             load_kept(model, part('model.'), self.latest)
             load_optimizer(optimizer, part('optimizer.'))
             return record

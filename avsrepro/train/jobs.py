@@ -42,7 +42,10 @@ def pending(specs: Iterable[RunSpec], store: RunStore) -> dict[str, RunSpec]:
 
 def longest_first(runs: Mapping[str, RunSpec]) -> dict[str, RunSpec]:
     "The same runs in the order of the seconds of generated clips that they train on, so that no process is left alone with a long one at the end."
-    seconds = lambda s: s.config.epochs * s.data.get('config', {}).get('train', 1) * (s.config.window or 5)
+
+    def seconds(s):
+        return s.config.epochs * s.data.get('config', {}).get('train', 1) * (s.config.window or 5)
+
     return dict(sorted(runs.items(), key=lambda item: -seconds(item[1])))
 
 # %% ../../nbs/train/40_jobs.ipynb #1565c78e

@@ -104,10 +104,15 @@ def train_visual(cfg: PretrainConfig, progress: bool = True) -> tuple[nn.Module,
     )  # a third less time with a ResNet, a fifth with a PVT
     net = nn.Sequential(encoder, LevelHead(encoder.channels, len(open_bank(cfg.bank).labels) + 1))
     mean, std = (torch.tensor(v)[:, None, None] for v in (encoder.mean, encoder.std))
-    x = lambda i, c=(slice(None), slice(None)): (
-        (torch.from_numpy(pictures[(i, *c)]).permute(0, 3, 1, 2) / 255 - mean) / std
-    )  # channels last, as the pictures are
-    y = lambda i, c=(slice(None), slice(None)): torch.from_numpy(ids[(i, *c)][:, 2::4, 2::4]).long()
+
+    def x(i, c=(slice(None), slice(None))):
+        return (
+            torch.from_numpy(pictures[(i, *c)]).permute(0, 3, 1, 2) / 255 - mean
+        ) / std  # channels last, as the pictures are
+
+    def y(i, c=(slice(None), slice(None))):
+        return torch.from_numpy(ids[(i, *c)][:, 2::4, 2::4]).long()
+
     weight = torch.ones(len(open_bank(cfg.bank).labels) + 1)
     weight[0] = 0.3
     places = rng(cfg.seed, 'pretrain', 'crop')

@@ -134,7 +134,7 @@ def code_of(
     )
     some = dict(
         zip(
-            ('avsrepro.data.vpo', 'avsrepro.models.guided', 'avsrepro.data.robust'),
+            ('avsrepro.data.vpo', 'avsrepro.models.guided', 'avsrepro.data.negatives'),
             (setting.startswith('vpo'), 'guidance' in options, 'mixture' in data),
         )
     )
