@@ -216,9 +216,9 @@ class Page(Built):
         "Rows as printed, published -> ours."
         return Markdown(wide_table(self.long).to_markdown())
 
-    def figure(self) -> plt.Figure:
-        "Scores and differences; kept for `write`."
-        self.drawn = plot_table(self.experiment, self.long, self.differences)
+    def figure(self, short: Mapping[str, str] | None = None) -> plt.Figure:
+        "Scores and differences, parts of long names replaced by `short`; kept for `write`."
+        self.drawn = plot_table(self.experiment, self.long, self.differences, short)
         return self.drawn
 
     def hearing(self) -> list[str]:
