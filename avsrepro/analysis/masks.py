@@ -182,6 +182,11 @@ class Marks:
         "The runs of a row on a setting, one a seed."
         return [r for r in self.results if (r.spec.row, r.spec.setting) == (row, setting)]
 
+    def by_name(self) -> 'Marks':
+        "The same with clips in the order of their names, which decides who is drawn with whom."
+        ordered = {i: m._replace(rates=m.rates.sort_index()) for i, m in self.measured.items()}
+        return Marks(self.results, ordered)
+
     def first(self, row: str, setting: str) -> Measured:
         "Rates and records of the first seed, the one that pictures show."
         return self.measured[self.runs(row, setting)[0].run_id]

@@ -8,7 +8,6 @@ __all__ = ['rates_of_setting', 'rates_table', 'wide_intervals', 'settings_text',
 
 # %% ../../nbs/report/22_masks.ipynb #3c71e003
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -34,15 +33,10 @@ def rates_table(
     rates: Sequence[str],  # of `RATES`
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "The long table of J and the rates in every setting, and the differences of the rates."
-    tables, differences = [], []
-    for setting in experiment.settings:
-        one = replace(experiment, settings=(setting,))
-        metrics = ['J', *rates_of_setting(setting, rates)]
-        table, d = long_table(one, marks, data, profile, printed, metrics)
-        table.loc[table.metric == 'J', ['published_delta', 'verdict']] = None, ''
-        tables.append(table)
-        differences.append(d[d.metric != 'J'])
-    return pd.concat(tables, ignore_index=True), pd.concat(differences, ignore_index=True)
+    metrics = {s: ['J', *rates_of_setting(s, rates)] for s in experiment.settings}
+    table, differences = long_table(experiment, marks, data, profile, printed, metrics)
+    table.loc[table.metric == 'J', ['published_delta', 'verdict']] = None, ''
+    return table, differences[differences.metric != 'J'].reset_index(drop=True)
 
 # %% ../../nbs/report/22_masks.ipynb #3c71e009
 def wide_intervals(
