@@ -10,22 +10,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, lru_cache
-from typing import Optional
+from functools import cache, partial
+from itertools import product
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from ..core.errors import check, unknown
 from ..core.identity import FACTS
 
 # %% auto #0
-__all__ = ['TIERS', 'wide', 'discretise', 'scan_reference', 'Chunks', 'Buffer', 'advance', 'forward_chunks', 'backward_chunk',
-           'ChunkedScan', 'scan_chunked', 'fused_kernel', 'scan_backend', 'use_scan', 'scan_fused', 'scan_macs',
-           'scan_operator', 'selective_scan', 'Mamba']
+__all__ = ['Chunk', 'Gradients', 'TIERS', 'wide', 'discretise', 'scan_reference', 'Chunks', 'Buffer', 'advance', 'forward_chunks',
+           'backward_chunk', 'ChunkedScan', 'scan_chunked', 'fused_kernel', 'scan_backend', 'use_scan', 'scan_fused',
+           'scan_operator', 'selective_scan', 'scan_macs', 'count_scans', 'Mamba']
 
 # %% ../../nbs/nn/50_ssm.ipynb #a77dac9a
 def wide(t: Tensor) -> Tensor:
@@ -34,7 +33,9 @@ def wide(t: Tensor) -> Tensor:
 
 
 def discretise(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, exact: bool = False) -> tuple[Tensor, Tensor]:
-    "Decay and drive of each step, both [B,L,E,N] (SelM, Eq 2): exp(dt A), and dt B x as in Mamba or, `exact`, (exp(dt A) - 1) B x / A."
+    """Decay and drive of each step, both [B,L,E,N] (SelM, Eq 2).
+
+    The decay is exp(dt A), the drive dt B x as in Mamba or, `exact`, (exp(dt A) - 1) B x / A."""
     x, dt, A, B = map(wide, (x, dt, A, B))
     z = dt[..., None] * A
     return z.exp(), (z.expm1() / A if exact else dt[..., None]) * x[..., None] * B[:, :, None]
@@ -58,24 +59,32 @@ def scan_reference(
     return torch.stack(ys, 1), h
 
 # %% ../../nbs/nn/50_ssm.ipynb #9df3bac7
+def _pieces(n: int, most: int) -> tuple[int, int]:
+    "Into how many pieces of at most `most` (but at least 1) `n` is cut, and how long each is."
+    k = -(-n // max(1, most))
+    return k, -(-n // k)
+
+
+def _rows_at_once(batch: int, length: int, width: int, device: torch.device) -> int:
+    "How many steps of `width` values are worked on at a time: what fits the cache, all of a small scan."
+    if batch * length * width <= 2**19:
+        return 2**19 // width
+    if device.type != 'cpu':
+        return 2**26 // width
+    threads = torch.get_num_threads()  # several have to meet after every operation, so each gets more of it
+    return (2**16 if threads == 1 else 2**17 * threads) // width
+
+# %% ../../nbs/nn/50_ssm.ipynb #69b8ed3b
 class Chunks:
-    "The cutting of a scan with `batch` sequences, `length` steps and `width` = E N values per step into j blocks of b sequences and k chunks of s steps."
+    """The cutting of a scan: j blocks of b sequences, k chunks of s steps.
+
+    There are `batch` sequences of `length` steps with `width` = E N values per step."""
 
     def __init__(self, batch: int, length: int, width: int, device: torch.device):
-        threads = (
-            torch.get_num_threads()
-        )  # several have to meet after every operation, so each gets more of it
-        most = (
-            2**26 if device.type != 'cpu' else 2**16 if threads == 1 else 2**17 * threads
-        )  # values in a chunk
-        rows = (2**19 if batch * length * width <= 2**19 else most) // width  # a small scan is one chunk
-
-        def pieces(n, most):
-            return (k := -(-n // max(1, most)), -(-n // k))
-
+        rows = _rows_at_once(batch, length, width, device)
         self.batch, self.length = batch, length
-        self.j, self.b = pieces(batch, rows // (length if length <= 8 else 4))
-        self.k, self.s = pieces(length, rows // self.b)
+        self.j, self.b = _pieces(batch, rows // (length if length <= 8 else 4))
+        self.k, self.s = _pieces(length, rows // self.b)
         self.short, self.early = self.j * self.b - batch, self.k * self.s - length  # padding
 
     def cut(self, t: Tensor) -> Tensor:
@@ -97,7 +106,7 @@ class Chunks:
     def join_state(self, h: Tensor) -> Tensor:
         return h.flatten(0, 1)[: self.batch]
 
-
+# %% ../../nbs/nn/50_ssm.ipynb #d88c91c6
 class Buffer:
     "Room for a chunk's values, `all` [(b s),N,E], with views of its steps [b,N,E]."
 
@@ -108,26 +117,27 @@ class Buffer:
 
 # %% ../../nbs/nn/50_ssm.ipynb #f2e7367e
 def advance(dt: Tensor, v: Tensor, A: Tensor, B: Tensor, h: Tensor, a: Buffer, u: Buffer) -> Tensor:
-    "One chunk from the state h [b,N,E]: dt, v = dt x [(b s),1,E], B [(b s),N,1], A [N,E]; decays into a, states into u; the last state, a view of u."
+    """One chunk from the state h [b,N,E]: decays into a, states into u; the last state, a view of u.
+
+    dt and v = dt x are [(b s),1,E], B is [(b s),N,1], A is [N,E]."""
     torch.mul(dt, A, out=a.all).exp_()
     torch.mul(v, B, out=u.all)
     for a_t, u_t in zip(a.steps, u.steps):
         h = u_t.addcmul_(a_t, h)
     return h
 
-
+# %% ../../nbs/nn/50_ssm.ipynb #2d2a0815
 def forward_chunks(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Chunks]:
-    "Output [B,L,E], last state [B,N,E], the states at the chunks' starts [j,k,b,N,E] and the cutting of the scan from h [B,N,E] with A [N,E]."
+    """A scan from the state h [B,N,E] with A [N,E].
+
+    Output [B,L,E], last state [B,N,E], the states at the chunks' starts [j,k,b,N,E], and the cutting."""
     plan = Chunks(*x.shape[:2], A.numel(), x.device)
     v, dt, B, C = map(plan.cut, (dt * x, dt, B, C))
-    y, starts, last = (
-        torch.empty_like(v),
-        v.new_empty(plan.j, plan.k, plan.b, *A.shape),
-        torch.empty_like(h := plan.cut_state(h)),
-    )
-    a, u = (Buffer(plan, A) for _ in range(2))
+    y, starts = torch.empty_like(v), v.new_empty(plan.j, plan.k, plan.b, *A.shape)
+    h = plan.cut_state(h)
+    last, a, u = torch.empty_like(h), Buffer(plan, A), Buffer(plan, A)
     columns = dt.unsqueeze(3), v.unsqueeze(3), B.unsqueeze(4), C.unsqueeze(3), y.unsqueeze(3), starts
     for j, g in enumerate(h):
         for dt_k, v_k, B_k, C_k, y_k, start in zip(*(t[j] for t in columns)):
@@ -137,24 +147,17 @@ def forward_chunks(
     return plan.join(y), plan.join_state(last), starts, plan
 
 # %% ../../nbs/nn/50_ssm.ipynb #b3405352
+Chunk = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # dt, v, B, C, gy and the state before it
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # room for gv, gdt, gB, gC
+
+
 def backward_chunk(
-    dt: Tensor,
-    v: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    gy: Tensor,
-    h: Tensor,
-    g: Tensor,
-    gv: Tensor,
-    gdt: Tensor,
-    gB: Tensor,
-    gC: Tensor,
-    a: Buffer,
-    u: Buffer,
-    w: Buffer,
+    A: Tensor, chunk: Chunk, g: Tensor, into: Gradients, a: Buffer, u: Buffer, w: Buffer
 ) -> Tensor:
-    "One chunk in reverse from the state h before it and the gradient g [b,N,E] behind it: writes gv, gdt, gB, gC, leaves in g the gradient of h, returns A's."
+    """One chunk in reverse from the gradient g [b,N,E] behind it; returns A's.
+
+    Writes gv, gdt, gB and gC, and leaves in g the gradient of the state before the chunk."""
+    (dt, v, B, C, gy, h), (gv, gdt, gB, gC) = chunk, into
     advance(dt, v, A, B, h, a, u)
     torch.bmm(gy, u.all.mT, out=gC)
     torch.mul(gy, C, out=w.all)
@@ -170,7 +173,7 @@ def backward_chunk(
     torch.sum(a.all.mul_(A), 1, out=gdt)
     return gA
 
-
+# %% ../../nbs/nn/50_ssm.ipynb #42bf2cd7
 class ChunkedScan(torch.autograd.Function):
     "`forward_chunks` with its gradients; keeps the inputs and one state per chunk."
 
@@ -185,30 +188,14 @@ class ChunkedScan(torch.autograd.Function):
     def backward(ctx, gy, g):
         (x, dt, A, B, C, starts), plan = ctx.saved_tensors, ctx.plan
         v, dts, Bs, Cs, gy, g = *map(plan.cut, (dt * x, dt, B, C, gy)), plan.cut_state(g).clone()
-        gv, gdt, gB, gC, gA = (
-            torch.empty_like(v),
-            torch.empty_like(v),
-            torch.empty_like(Bs),
-            torch.empty_like(Cs),
-            torch.zeros_like(A),
-        )
-        buffers = [Buffer(plan, A) for _ in range(3)]
-        columns = (
-            dts.unsqueeze(3),
-            v.unsqueeze(3),
-            Bs.unsqueeze(4),
-            Cs.unsqueeze(4),
-            gy.unsqueeze(3),
-            starts,
-            gv.unsqueeze(3),
-            gdt,
-            gB.unsqueeze(3),
-            gC.unsqueeze(3),
-        )
-        for j, g_j in enumerate(g):
-            for dt_k, v_k, B_k, C_k, gy_k, h, *grads in reversed(list(zip(*(t[j] for t in columns)))):
-                gA += backward_chunk(dt_k, v_k, A, B_k, C_k, gy_k, h, g_j, *grads, *buffers)
-        gv, gdt, gB, gC = map(plan.join, (gv, gdt, gB, gC))
+        gv, gdt, gB, gC = grads = [torch.empty_like(t) for t in (v, v, Bs, Cs)]
+        gA, buffers = torch.zeros_like(A), [Buffer(plan, A) for _ in range(3)]
+        given = dts.unsqueeze(3), v.unsqueeze(3), Bs.unsqueeze(4), Cs.unsqueeze(4), gy.unsqueeze(3), starts
+        into = gv.unsqueeze(3), gdt, gB.unsqueeze(3), gC.unsqueeze(3)
+        for j, k in product(range(plan.j), reversed(range(plan.k))):
+            chunk, room = tuple(t[j, k] for t in given), tuple(t[j, k] for t in into)
+            gA += backward_chunk(A, chunk, g[j], room, *buffers)
+        gv, gdt, gB, gC = map(plan.join, grads)
         return gv * dt, torch.addcmul(gdt, gv, x), gA, gB, gC, plan.join_state(g)
 
 # %% ../../nbs/nn/50_ssm.ipynb #f5e6a46c
@@ -217,11 +204,8 @@ def scan_chunked(
 ) -> tuple[Tensor, Tensor]:
     "`scan_reference` chunk by chunk: same arguments, same result; once differentiable."
     x, dt, A, B, C = map(wide, (x, dt, A, B, C))
-    h = (
-        x.new_zeros(len(x), A.shape[1], A.shape[0])
-        if state is None
-        else rearrange(wide(state), 'b e n -> b n e')
-    )
+    zero = x.new_zeros(len(x), A.shape[1], A.shape[0])
+    h = zero if state is None else rearrange(wide(state), 'b e n -> b n e')
     y, last = ChunkedScan.apply(x, dt, A.T.contiguous(), B, C, h)
     return y, rearrange(last, 'b n e -> b e n')
 
@@ -242,22 +226,23 @@ def fused_kernel() -> tuple[Callable | None, str]:
 
 @cache
 def _say_fallback() -> None:
-    warnings.warn(
-        f"mamba_ssm's kernel is not used on this GPU ({fused_kernel()[1]}); the scan runs in PyTorch chunks.",
-        stacklevel=3,
-    )
+    "Warn, once."
+    why = f"mamba_ssm's kernel is not used on this GPU ({fused_kernel()[1]})"
+    warnings.warn(f'{why}; the scan runs in PyTorch chunks.', stacklevel=3)
 
-
+# %% ../../nbs/nn/50_ssm.ipynb #6df1a0ec
 def scan_backend(device: torch.device | str, backend: str | None = None) -> str:
-    "The tier that a scan on `device` takes: `backend` if given, else what `use_scan` says, else the fused kernel on CUDA where it imports, else 'chunked'. `InputError` for a tier that does not exist or is not installed."
+    """The tier that a scan on `device` takes.
+
+    It is `backend` if given, else what `use_scan` says, else the fused kernel on CUDA where it imports, else
+    'chunked'. `InputError` for a tier that does not exist or is not installed."""
     asked = backend or _forced.get()
     if asked and asked not in TIERS:
         raise unknown('scan', asked, TIERS)
     if asked == 'mamba_ssm':
-        check(
-            fused_kernel()[0] is not None,
-            f"scan 'mamba_ssm' was asked for but cannot be imported ({fused_kernel()[1]}); install the [cuda] extra.",
-        )
+        kernel, why = fused_kernel()
+        problem = f"scan 'mamba_ssm' was asked for but cannot be imported ({why})"
+        check(kernel is not None, f'{problem}; install the [cuda] extra.')
     if asked:
         return asked
     if torch.device(device).type != 'cuda':
@@ -268,11 +253,14 @@ def scan_backend(device: torch.device | str, backend: str | None = None) -> str:
     return 'chunked'
 
 
-FACTS['scan'] = lambda: scan_backend(
-    'cuda' if torch.cuda.is_available() else 'cpu'
-)  # recorded with every run
+def _tier_of_runs() -> str:
+    "The tier that is recorded with every run."
+    return scan_backend('cuda' if torch.cuda.is_available() else 'cpu')
 
 
+FACTS['scan'] = _tier_of_runs
+
+# %% ../../nbs/nn/50_ssm.ipynb #d2567666
 @contextmanager
 def use_scan(backend: str | None) -> Iterator[None]:
     "All scans inside take this tier (None: the default), unless a block names its own."
@@ -288,7 +276,10 @@ def use_scan(backend: str | None) -> Iterator[None]:
 def scan_fused(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    "`scan_reference` by mamba_ssm's kernel (time last). The kernel starts from zero and gives its last state no gradient: a scan with a `state` goes through `scan_chunked`."
+    """`scan_reference` by mamba_ssm's kernel (time last).
+
+    The kernel starts from zero and gives its last state no gradient: a scan with a `state` goes through
+    `scan_chunked`."""
     if state is not None:
         return scan_chunked(x, dt, A, B, C, state)
     x, dt, A, B, C = map(wide, (x, dt, A, B, C))
@@ -297,11 +288,6 @@ def scan_fused(
     return rearrange(y, 'b c l -> b l c'), last
 
 # %% ../../nbs/nn/50_ssm.ipynb #3e8b991c
-def scan_macs(batch: int, length: int, d_inner: int, d_state: int = 16) -> int:
-    "Multiply-adds of a selective scan: 3 B L E N; exponentials, projections, skip and gate not included."
-    return 3 * batch * length * d_inner * d_state
-
-
 _scans = dict(reference=scan_reference, chunked=scan_chunked, mamba_ssm=scan_fused)
 
 
@@ -317,14 +303,7 @@ def scan_operator(
 def _(x, dt, A, B, C, state, tier):  # shapes alone, for counting without computing
     return x.new_empty(x.shape, dtype=torch.float32), x.new_empty(x.shape[0], *A.shape, dtype=torch.float32)
 
-
-if torch.ops.avsrepro.selective_scan not in flop_registry:
-
-    @register_flop_formula(torch.ops.avsrepro.selective_scan)
-    def _(x, dt, A, *args, out_shape=None, **kwargs) -> int:
-        return 2 * scan_macs(*x, A[1])
-
-
+# %% ../../nbs/nn/50_ssm.ipynb #655080d3
 def selective_scan(
     x: Tensor,
     dt: Tensor,
@@ -334,36 +313,53 @@ def selective_scan(
     state: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    "y [B,L,E] and the last state [B,E,N] of a selective scan (arguments as in `scan_reference`) by the tier that `scan_backend` names. float32 inside and out."
+    """A selective scan by the tier that `scan_backend` names, float32 inside and out.
+
+    y [B,L,E] and the last state [B,E,N]; arguments as in `scan_reference`."""
     tier = scan_backend(x.device, backend)
-    if not torch.is_grad_enabled():
-        return scan_operator(x, dt, A, B, C, state, tier)
-    return _scans[tier](x, dt, A, B, C, state)
+    scan = _scans[tier] if torch.is_grad_enabled() else partial(scan_operator, tier=tier)
+    return scan(x, dt, A, B, C, state)
+
+# %% ../../nbs/nn/50_ssm.ipynb #d1ef3836
+def scan_macs(batch: int, length: int, d_inner: int, d_state: int = 16) -> int:
+    "Multiply-adds of a selective scan: 3 B L E N; exponentials, projections, skip and gate not included."
+    return 3 * batch * length * d_inner * d_state
+
+
+def count_scans() -> None:
+    "Let `torch.utils.flop_counter` count a scan by `scan_macs`."
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+    def formula(x, dt, A, *args, out_shape=None, **kwargs) -> int:
+        return 2 * scan_macs(*x, A[1])
+
+    if torch.ops.avsrepro.selective_scan not in flop_registry:
+        register_flop_formula(torch.ops.avsrepro.selective_scan)(formula)
 
 # %% ../../nbs/nn/50_ssm.ipynb #cf903a47
 class Mamba(nn.Module):
-    "Mamba block, [B,L,D] to [B,L,D]; parameters as in `mamba_ssm.Mamba`. `backend` fixes the scan's tier; `ran` names the one that ran last."
+    """Mamba block, [B,L,D] to [B,L,D]; parameters as in `mamba_ssm.Mamba`.
+
+    `backend` fixes the scan's tier; `ran` names the one that ran last."""
 
     def __init__(
         self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, backend: str | None = None
     ):
         super().__init__()
-        check(
-            min(d_model, d_state, d_conv, expand) > 0,
-            f"a Mamba block of {d_model} channels, state {d_state}, convolution {d_conv}, expansion {expand}; expected positive numbers.",
-        )
+        block = f'{d_model} channels, state {d_state}, convolution {d_conv}, expansion {expand}'
+        positive = min(d_model, d_state, d_conv, expand) > 0
+        check(positive, f'a Mamba block of {block}; expected positive numbers.')
         if backend is not None:
             scan_backend('cpu', backend)
+        count_scans()
         self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, expand * d_model
         self.dt_rank, self.backend, self.ran = math.ceil(d_model / 16), backend, None
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
-        self.A_log, self.D = (
-            nn.Parameter(torch.empty(self.d_inner, d_state)),
-            nn.Parameter(torch.ones(self.d_inner)),
-        )
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
+        self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
         self.reset_scan()
 
@@ -377,12 +373,13 @@ class Mamba(nn.Module):
             self.dt_proj.bias.copy_(dt + (-(-dt).expm1()).log())  # softplus of this is dt
 
     def scan(self, u: Tensor, z: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        "From the convolved u and the gate z, [B,L,E], to the output [B,L,D] and the last state [B,E,N] (Eq 5, scan, skip, gate)."
+        "Eq 5, scan, skip, gate: from the convolved u and the gate z, [B,L,E], to output and last state."
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
         dt = F.softplus(wide(F.linear(dt, self.dt_proj.weight)) + self.dt_proj.bias)
         self.ran = scan_backend(u.device, self.backend)
         y, state = selective_scan(u, dt, -wide(self.A_log).exp(), B, C, state, self.ran)
-        return self.out_proj((torch.addcmul(y, self.D, wide(u)) * F.silu(wide(z))).to(z.dtype)), state
+        y = torch.addcmul(y, self.D, wide(u)) * F.silu(wide(z))
+        return self.out_proj(y.to(z.dtype)), state
 
     def forward(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, -1)
@@ -391,9 +388,8 @@ class Mamba(nn.Module):
 
     def initial(self, batch: int) -> tuple[Tensor, Tensor]:
         "The memory before the first step: the convolution's window [B,E,d_conv] and the state [B,E,N]."
-        return self.D.new_zeros(batch, self.d_inner, self.d_conv), wide(self.D).new_zeros(
-            batch, self.d_inner, self.d_state
-        )
+        window = self.D.new_zeros(batch, self.d_inner, self.d_conv)
+        return window, wide(self.D).new_zeros(batch, self.d_inner, self.d_state)
 
     def step(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         "One step of the recurrence: x [B,D] and the memory so far to the output [B,D] and the new memory."
