@@ -64,7 +64,7 @@ def _check_classes(name: str, classes: Tensor, wrong: Tensor, num_classes: int) 
     odd = classes[wrong][:1].tolist()
     check(not odd, f"{name}: expected classes 0 to {num_classes - 1}, found {odd}.")
 
-
+# %% ../../nbs/metrics/15_semantic.ipynb #34d7d55e
 def semantic_pair(
     prediction: Tensor,  # logits [clips, frames, K, H, W], or classes [clips, frames, H, W]
     target: Tensor,  # [clips, frames, H, W], 0 to K-1, 255 void

@@ -53,25 +53,6 @@ def _paired(value: np.ndarray) -> list[tuple[int, int]]:
 
     return list(zip(*linear_sum_assignment(value, maximize=True)))
 
-
-def _match(
-    found: list[tuple[int, dict]],  # class and code of each instance of a frame
-    tracks: list['_Track'],
-    t: int,
-    link: float,
-    patience: int,
-) -> list['_Track | None']:
-    "For each instance of frame `t` the track it continues, or None."
-    chosen = [None] * len(found)
-    for label in {label for label, _ in found}:
-        new = [i for i, (c, _) in enumerate(found) if c == label]
-        old = [track for track in tracks if track.label == label and t - track.last <= patience + 1]
-        iou = _overlaps([found[i][1] for i in new], [track.rles[track.last] for track in old])
-        for a, b in _paired(iou) if old else ():
-            if iou[a, b] >= link:
-                chosen[new[a]] = old[b]
-    return chosen
-
 # %% ../../nbs/metrics/30_tracks.ipynb #c5593a99
 @dataclass
 class _Track:
@@ -87,7 +68,26 @@ class _Track:
         self.rles[t], self.last = code, t
         self.score, self.area = self.score + score, self.area + area
 
+# %% ../../nbs/metrics/30_tracks.ipynb #200c6ad8
+def _match(
+    found: list[tuple[int, dict]],  # class and code of each instance of a frame
+    tracks: list[_Track],
+    t: int,
+    link: float,
+    patience: int,
+) -> list[_Track | None]:
+    "For each instance of frame `t` the track it continues, or None."
+    chosen = [None] * len(found)
+    for label in {label for label, _ in found}:
+        new = [i for i, (c, _) in enumerate(found) if c == label]
+        old = [track for track in tracks if track.label == label and t - track.last <= patience + 1]
+        iou = _overlaps([found[i][1] for i in new], [track.rles[track.last] for track in old])
+        for a, b in _paired(iou) if old else ():
+            if iou[a, b] >= link:
+                chosen[new[a]] = old[b]
+    return chosen
 
+# %% ../../nbs/metrics/30_tracks.ipynb #0e2b65b7
 def link_tracks(
     classes: np.ndarray,  # [T,H,W] class ids
     scores: np.ndarray | None = None,  # [T,H,W] probability of the predicted class; None for 1
@@ -137,9 +137,7 @@ def frame_quality(
     iou: np.ndarray,  # [n,m] true by predicted instances
     same: np.ndarray,  # bool [n,m], equal classes
 ) -> float:
-    """The highest threshold at which a frame is right.
-
-    1 if nothing sounds and nothing is predicted, -1 if no pairing exists."""
+    "The highest threshold at which a frame is right: 1 if all is silent, -1 if no pairing exists."
     n, m = iou.shape
     if n != m:
         return -1.0

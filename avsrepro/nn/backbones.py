@@ -100,8 +100,7 @@ def create_backbone(
 ) -> VisualBackbone:
     """A timm model as a four-level encoder.
 
-    Raises `InputError` for an unknown name or option, a model without such levels, and a weights file that is
-    missing, unreadable or of another network."""
+    `InputError` for an unknown name or option, a model without such levels, and unusable weights."""
     if not _is_model(name):
         close = difflib.get_close_matches(str(name), timm_models().list_models(), n=5)
         raise unknown('backbone', name, close or list_backbones())

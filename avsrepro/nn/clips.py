@@ -100,8 +100,8 @@ class ClipFeatures(ClipTable):
         features = Features(visual, self.audio_vector.take(a), self.audio_map.take(a))
         target = torch.stack([_longer(self.targets[i], T, VOID) for i in some])
         supervised = torch.stack([_longer(self.supervised[i], T, False) for i in some])
-        device = features.audio_vector.device
-        return features, target.to(device), supervised.to(device)
+        where = features.audio_vector.device
+        return features, target.to(where), supervised.to(where)
 
 # %% ../../nbs/nn/35_clips.ipynb #75b9249f
 @dataclass

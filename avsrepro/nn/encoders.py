@@ -31,7 +31,7 @@ def _unwrapped(path: Path) -> Any:
             state = state[wrapper]
     return state
 
-
+# %% ../../nbs/nn/17_encoders.ipynb #445e21eb
 def read_weights(
     path: str | Path,  # .safetensors, .pth or .pt
 ) -> dict[str, torch.Tensor]:
@@ -93,33 +93,32 @@ class Encoder(nn.Module):
             m.eval()
         return self
 
+# %% ../../nbs/nn/17_encoders.ipynb #7c224348
+def _levels(name: str, reductions: list[int], strides: tuple[int, ...]) -> tuple[int, ...]:
+    "Which of a model's maps lie at `strides`, the last of several; `InputError` if one is missing."
+    found = ', '.join(map(str, reductions))
+    check(
+        set(strides) <= set(reductions),
+        f"backbone '{name}' has feature maps at strides {found}; "
+        'expected a pyramid with strides 4, 8, 16 and 32.',
+    )
+    last = {r: i for i, r in enumerate(reductions)}
+    return tuple(last[s] for s in strides)
+
 # %% ../../nbs/nn/17_encoders.ipynb #339bec60
 class VisualBackbone(Encoder):
-    """Four maps of a timm feature extractor.
+    """Four maps of a timm feature extractor, `net` from `timm.create_model(..., features_only=True)`.
 
     `forward(x [N,3,H,W]) -> list of four [N,C_i,h_i,w_i]` with `channels` C_i at `strides` (4, 8, 16, 32),
     fine to coarse, x normalised by `mean` and `std` (on the 0-1 scale)."""
 
     strides = (4, 8, 16, 32)
 
-    def __init__(
-        self,
-        net: nn.Module,  # from `timm.create_model(..., features_only=True)`
-        name: str,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-    ):
+    def __init__(self, net: nn.Module, name: str, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
-        reductions, channels = net.feature_info.reduction(), net.feature_info.channels()
-        check(
-            set(self.strides) <= set(reductions),
-            f"backbone '{name}' has feature maps at strides {', '.join(map(str, reductions))}; "
-            'expected a pyramid with strides 4, 8, 16 and 32.',
-        )
-        last = {r: i for i, r in enumerate(reductions)}
-        self.levels = tuple(last[s] for s in self.strides)
-        self.channels = tuple(channels[i] for i in self.levels)
         self.net, self.name, self.mean, self.std = net, name, tuple(mean), tuple(std)
+        self.levels = _levels(name, net.feature_info.reduction(), self.strides)
+        self.channels = tuple(net.feature_info.channels()[i] for i in self.levels)
         fmt = getattr(net, 'output_fmt', None)
         self.channels_last = getattr(fmt, 'value', fmt) == 'NHWC'
 

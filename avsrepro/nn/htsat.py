@@ -149,6 +149,14 @@ def htsat_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {_name_of(k): v for k, v in state.items() if not k.startswith(_DROPPED)}
 
 # %% ../../nbs/nn/25_htsat.ipynb #89450ee0
+def _check_options(front_end: str, fill: str) -> None:
+    "`InputError` for names that do not exist."
+    if front_end not in LOG_MELS:
+        raise unknown('front end', front_end, LOG_MELS)
+    if fill not in FILLS:
+        raise unknown('fill', fill, FILLS)
+
+
 def _check_image(image: int, mels: int, stride: int) -> None:
     "`InputError` unless the map of a folded image can be unfolded."
     check(
@@ -157,7 +165,7 @@ def _check_image(image: int, mels: int, stride: int) -> None:
         f'expected strips of {mels} rows, and these a multiple of the stride.',
     )
 
-
+# %% ../../nbs/nn/25_htsat.ipynb #91846e62
 def _swin(
     image: int, patch: int, window: int, width: int, depths: tuple, heads: tuple, drop_path: float
 ) -> nn.Module:
@@ -190,10 +198,7 @@ class HTSAT(AudioBackbone):
         position: bool = False,  # patches know their frequency, which only windows tell the published network
     ):
         super().__init__()
-        if front_end not in LOG_MELS:
-            raise unknown('front end', front_end, LOG_MELS)
-        if fill not in FILLS:
-            raise unknown('fill', fill, FILLS)
+        _check_options(front_end, fill)
         self.front_end, self.fill, self.image = LogMel(**LOG_MELS[front_end]), fill, image
         mels, stride = self.front_end.mels, patch * 2 ** (len(depths) - 1)
         _check_image(image, mels, stride)
@@ -216,12 +221,10 @@ class HTSAT(AudioBackbone):
 
     def mono(self, mel: Tensor) -> Tensor:
         "The log-mel [N,1,*input_size] in dB of the mean power over channels."
-        frames, mels = self.input_size
-        check(
-            mel.ndim == 4 and mel.shape[-2:] == self.input_size,
-            f"audio input has shape {tuple(mel.shape)}; expected log-mels of {self.name}'s own front end, "
-            f'[N,C,{frames},{mels}].',
-        )
+        (frames, mels), shape = self.input_size, tuple(mel.shape)
+        own = f"log-mels of {self.name}'s own front end, [N,C,{frames},{mels}]"
+        fits = mel.ndim == 4 and shape[-2:] == (frames, mels)
+        check(fits, f'audio input has shape {shape}; expected {own}.')
         mel = mel.float()
         return mel if mel.shape[1] == 1 else 10 * (10 ** (mel / 10)).mean(1, keepdim=True).log10()
 

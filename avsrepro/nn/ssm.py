@@ -22,7 +22,7 @@ from ..core.errors import check, unknown
 from ..core.identity import FACTS
 
 # %% auto #0
-__all__ = ['Chunk', 'Gradients', 'TIERS', 'wide', 'discretise', 'scan_reference', 'Chunks', 'Buffer', 'advance', 'forward_chunks',
+__all__ = ['Tensors', 'TIERS', 'wide', 'discretise', 'scan_reference', 'Chunks', 'Buffer', 'advance', 'forward_chunks',
            'backward_chunk', 'ChunkedScan', 'scan_chunked', 'fused_kernel', 'scan_backend', 'use_scan', 'scan_fused',
            'scan_operator', 'selective_scan', 'scan_macs', 'count_scans', 'Mamba']
 
@@ -147,16 +147,15 @@ def forward_chunks(
     return plan.join(y), plan.join_state(last), starts, plan
 
 # %% ../../nbs/nn/50_ssm.ipynb #b3405352
-Chunk = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # dt, v, B, C, gy and the state before it
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # room for gv, gdt, gB, gC
+Tensors = tuple[Tensor, ...]
 
 
 def backward_chunk(
-    A: Tensor, chunk: Chunk, g: Tensor, into: Gradients, a: Buffer, u: Buffer, w: Buffer
+    A: Tensor, chunk: Tensors, g: Tensor, into: Tensors, a: Buffer, u: Buffer, w: Buffer
 ) -> Tensor:
-    """One chunk in reverse from the gradient g [b,N,E] behind it; returns A's.
+    """One chunk (dt, v, B, C, gy, h) in reverse from the gradient g [b,N,E] behind it; returns A's.
 
-    Writes gv, gdt, gB and gC, and leaves in g the gradient of the state before the chunk."""
+    Writes gv, gdt, gB and gC `into` their room, and leaves in g the gradient of the state h before it."""
     (dt, v, B, C, gy, h), (gv, gdt, gB, gC) = chunk, into
     advance(dt, v, A, B, h, a, u)
     torch.bmm(gy, u.all.mT, out=gC)
@@ -252,14 +251,6 @@ def scan_backend(device: torch.device | str, backend: str | None = None) -> str:
     _say_fallback()
     return 'chunked'
 
-
-def _tier_of_runs() -> str:
-    "The tier that is recorded with every run."
-    return scan_backend('cuda' if torch.cuda.is_available() else 'cpu')
-
-
-FACTS['scan'] = _tier_of_runs
-
 # %% ../../nbs/nn/50_ssm.ipynb #d2567666
 @contextmanager
 def use_scan(backend: str | None) -> Iterator[None]:
@@ -271,6 +262,14 @@ def use_scan(backend: str | None) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def _tier_of_runs() -> str:
+    "The tier that is recorded with every run."
+    return scan_backend('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+FACTS['scan'] = _tier_of_runs
 
 # %% ../../nbs/nn/50_ssm.ipynb #b76024fb
 def scan_fused(
@@ -336,6 +335,15 @@ def count_scans() -> None:
     if torch.ops.avsrepro.selective_scan not in flop_registry:
         register_flop_formula(torch.ops.avsrepro.selective_scan)(formula)
 
+# %% ../../nbs/nn/50_ssm.ipynb #8e601d2f
+def _check_block(d_model: int, d_state: int, d_conv: int, expand: int, backend: str | None) -> None:
+    "`InputError` for numbers that are not positive and a tier that cannot run."
+    block = f'{d_model} channels, state {d_state}, convolution {d_conv}, expansion {expand}'
+    positive = min(d_model, d_state, d_conv, expand) > 0
+    check(positive, f'a Mamba block of {block}; expected positive numbers.')
+    if backend is not None:
+        scan_backend('cpu', backend)
+
 # %% ../../nbs/nn/50_ssm.ipynb #cf903a47
 class Mamba(nn.Module):
     """Mamba block, [B,L,D] to [B,L,D]; parameters as in `mamba_ssm.Mamba`.
@@ -346,11 +354,7 @@ class Mamba(nn.Module):
         self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, backend: str | None = None
     ):
         super().__init__()
-        block = f'{d_model} channels, state {d_state}, convolution {d_conv}, expansion {expand}'
-        positive = min(d_model, d_state, d_conv, expand) > 0
-        check(positive, f'a Mamba block of {block}; expected positive numbers.')
-        if backend is not None:
-            scan_backend('cpu', backend)
+        _check_block(d_model, d_state, d_conv, expand, backend)
         count_scans()
         self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, expand * d_model
         self.dt_rank, self.backend, self.ran = math.ceil(d_model / 16), backend, None
