@@ -13,7 +13,6 @@ from ..core.errors import unknown
 from . import avsegformer, ddeseg, sdavs, selm, tpavi  # they register themselves
 from .base import MODELS, AVSModel, Output, register_model
 from .guided import guided
-from ..nn import htsat, mit  # encoders that register themselves
 from ..nn.backbones import create_audio_backbone, create_backbone, list_audio_backbones, list_backbones
 
 # %% auto #0

@@ -10,7 +10,6 @@ __all__ = ['SILENCE', 'Silenced', 'Batch', 'in_steps', 'Source', 'ahead', 'by_sh
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import attrgetter
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..models.base import AVSModel, Output
-from ..nn.features import ClipFeatures, FeatureCache, Features
+from ..nn.clips import ClipFeatures, encode_clips
+from ..nn.features import FeatureCache, Features, FeatureStream
 
 # %% ../../nbs/train/27_batches.ipynb #9a1ba2f5
 SILENCE = math.log(0.01)  # log-mel of silence (reference facts, section 2)
@@ -143,7 +143,7 @@ class FeatureSource(Source):
         workers: int = 0,
     ) -> 'FeatureSource':
         "Encode `clips` with the encoders of `model`, or find them in the cache."
-        f = ClipFeatures(model.visual, model.audio, clips, cache, progress)
+        f = encode_clips(model.visual, model.audio, clips, cache, progress)
         device = next(model.parameters()).device
         if device.type == 'cuda':
             size = sum(2 * math.prod(r.shape) for r in (*f.visual, f.audio_vector, f.audio_map))
@@ -153,20 +153,18 @@ class FeatureSource(Source):
 
     def silenced(self, model: AVSModel, cache: FeatureCache | None = None) -> 'FeatureSource':
         "The features of `Silenced` clips, without reading the clips again: one silent example stands for every sound."
-        f, sounds = copy(self.features), (cache or FeatureCache()).stream(model.audio, 'audio')
+        f, sounds = self.features, FeatureStream(cache or FeatureCache(), model.audio, 'audio')
         sounds.add(torch.full(f.shape[1], model.audio.silence))
-        f.audio_vector, f.audio_map = sounds.rows()
-        f.audio_index = [torch.zeros_like(i) for i in f.audio_index]
-        device = self.features.audio_vector.chunks[0].device
-        if device.type != 'cpu':
-            f.audio_vector, f.audio_map = f.audio_vector.to(device), f.audio_map.to(device)
-        return FeatureSource(f, self.workers)
+        rows, device = sounds.rows(), f.audio_vector.chunks[0].device
+        vector, amap = (r.to(device) for r in rows) if device.type != 'cpu' else rows
+        index = [torch.zeros_like(i) for i in f.audio_index]
+        silent = replace(f, audio_vector=vector, audio_map=amap, audio_index=index)
+        return FeatureSource(silent, self.workers)
 
     def coarsest(self, levels: int) -> 'FeatureSource':
         "The same features with only the `levels` coarsest visual maps, for a decoder that reads no more."
-        f = copy(self.features)
-        f.visual = f.visual[-levels:]
-        return FeatureSource(f, self.workers)
+        coarse = replace(self.features, visual=self.features.visual[-levels:])
+        return FeatureSource(coarse, self.workers)
 
     def steps(self, batch_size: int, order: Sequence[int]) -> list[list[int]]:
         "Clips of one length together, so that a step is one batch; the steps follow one another as their first clips do."

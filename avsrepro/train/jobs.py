@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..core.errors import InputError, check
 from ..core.identity import content_hash
 from ..core.processes import cores, worker_pool
-from ..nn.features import ClipFeatures
+from ..nn.clips import encode_together
 from avsrepro.train.engine import (
     OpenSplits,
     cpu_threads,
@@ -79,7 +79,7 @@ def encode(
             specs[0].data, specs[0].setting
         ).values():  # made now, where they are generated
             if models and len(clips):
-                ClipFeatures.together([(m.visual, m.audio) for m in models], clips, progress=progress)
+                encode_together([(m.visual, m.audio) for m in models], clips, progress=progress)
 
 
 def encode_unseen(specs: Sequence[RunSpec], open_splits: OpenSplits) -> None:

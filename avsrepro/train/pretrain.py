@@ -175,6 +175,8 @@ def pretrain_key(cfg: PretrainConfig) -> str:
                 'avsrepro.data.scenes',
                 'avsrepro.data.assets',
                 'avsrepro.data.audio',
+                'avsrepro.nn.encoders',
+                'avsrepro.nn.vggish',
                 'avsrepro.nn.backbones',
             ),
         )
