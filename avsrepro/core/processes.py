@@ -30,7 +30,7 @@ def follow_parent() -> None:
         threading.Thread(target=wait, args=(parent,), daemon=True).start()
 
 
-IMPORTED = ('avsrepro.models', 'avsrepro.train.jobs')  # by the server
+IMPORTED = ('avsrepro.models', 'avsrepro.train.engine', 'avsrepro.train.jobs')  # by the server
 
 
 def _context() -> multiprocessing.context.BaseContext:
