@@ -14,7 +14,7 @@ import torch
 
 from avsrepro.core.paths import atomic_write
 from avsrepro.core.seeding import generator
-from avsrepro.data.layouts import Clip
+from avsrepro.data.clips import Clip
 from avsrepro.train.engine import run
 from avsrepro.train.jobs import run_all
 from avsrepro.train.store import RunSpec, RunStore

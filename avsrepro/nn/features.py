@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..core.errors import InputError, check
 from ..core.identity import array_hash, code_hash, content_hash
 from ..core.paths import atomic_path, cache_dir, locked
-from ..data.negatives import Derived, emptied
+from ..data.derived import Derived, emptied
 
 # %% ../../nbs/nn/30_features.ipynb #e55d2963
 @dataclass

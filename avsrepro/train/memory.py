@@ -29,7 +29,8 @@ from ..core.paths import cache_dir, locked
 from ..core.seeding import rng
 from ..data.assets import Bank, open_bank
 from ..data.audio import SAMPLE_RATE, fit_examples, log_mel
-from ..data.layouts import VOID, Clip
+from ..data.clips import Clip
+from ..data.layouts import VOID
 from ..data.scenes import sound_track
 from ..nn.features import encoder_key, run_encoder
 from .checkpoints import write_tensors
@@ -342,7 +343,9 @@ def memory_key(source: Sounds, encoder: nn.Module, k: int = 5, m: int = 5, seed:
                 'avsrepro.train.memory',
                 'avsrepro.data.scenes',
                 'avsrepro.data.assets',
+                'avsrepro.data.procedural',
                 'avsrepro.data.audio',
+                'avsrepro.data.clips',
                 'avsrepro.data.layouts',
             ),
         ]

@@ -174,6 +174,7 @@ def pretrain_key(cfg: PretrainConfig) -> str:
                 'avsrepro.train.pretrain',
                 'avsrepro.data.scenes',
                 'avsrepro.data.assets',
+                'avsrepro.data.procedural',
                 'avsrepro.data.audio',
                 'avsrepro.nn.backbones',
             ),

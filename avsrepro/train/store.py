@@ -95,6 +95,7 @@ TrainConfig.of = staticmethod(_config)
 CODE = (
     'avsrepro.core.seeding',
     'avsrepro.data.audio',
+    'avsrepro.data.clips',
     'avsrepro.data.layouts',
     'avsrepro.metrics.segmentation',
     'avsrepro.nn.backbones',
