@@ -20,14 +20,15 @@ import pandas as pd
 import seaborn as sns
 import torch
 
-from ..metrics.statistics import Interval, verdict
 from ..core.errors import check, unknown
 from ..core.identity import code_hash, content_hash
 from ..core.paths import atomic_write, cache_dir
 from ..data.assets import open_bank
+from ..data.derived import Positives
 from ..data.loading import open_splits
-from ..data.negatives import BankSounds, Negatives, Positives, WithOffscreen
+from ..data.negatives import BankSounds, Negatives, WithOffscreen
 from ..metrics.robust import PROTOCOLS, RobustScorer
+from ..metrics.statistics import Interval, verdict
 from .published import published, published_tables
 from .tables import COLUMNS, write_page
 from ..train.batches import predict, source_of
@@ -78,7 +79,9 @@ def paper_conditions(front_end: str = 'matched', noise: str = 'byte') -> dict[st
 
 # %% ../../nbs/report/20_robust.ipynb #2092d058
 _CODE = (
+    'avsrepro.data.derived',
     'avsrepro.data.negatives',
+    'avsrepro.data.offscreen',
     'avsrepro.data.audio',
     'avsrepro.metrics.robust',
     'avsrepro.metrics.segmentation',

@@ -19,7 +19,8 @@ from ..core.errors import check
 from ..core.seeding import rng
 from ..data.assets import Bank, open_bank
 from ..data.audio import SAMPLE_RATE, fit_examples, log_mel
-from ..data.layouts import VOID, Clip
+from ..data.clips import Clip
+from ..data.layouts import VOID
 from ..data.scenes import sound_track
 
 # %% ../../nbs/train/57_sounds.ipynb #a8758182

@@ -123,7 +123,7 @@ def code_with(encoders: Iterable[str], *roots: str, without: Iterable[str] = ())
 # %% ../../nbs/train/20_store.ipynb #a36b723f
 def reader_of(setting: str) -> str:
     "The module that reads the clips of a setting."
-    return 'avsrepro.data.vpo' if setting.startswith('vpo') else 'avsrepro.data.layouts'
+    return 'avsrepro.data.vpo' if setting.startswith('vpo') else 'avsrepro.data.clips'
 
 
 def code_behind(
@@ -137,7 +137,7 @@ def code_behind(
     if 'guidance' in options:
         roots.append('avsrepro.models.guided')
     if 'mixture' in data:
-        roots.append('avsrepro.data.negatives')
+        roots.append('avsrepro.data.mixture')
     return code_with([options.get('backbone', ''), options.get('audio', '')], *roots)
 
 # %% ../../nbs/train/20_store.ipynb #8719b63c
