@@ -60,7 +60,8 @@ def claims() -> tuple[Claim, ...]:
         e = m.EXPERIMENT
         for c in getattr(m, 'CLAIMS', ()):
             table, page = c.table or e.table, c.page or e.table
-            found.append(replace(c, paper=e.paper, page=page, table=table))
+            where = c.where or getattr(m, 'WHERE', '')
+            found.append(replace(c, paper=e.paper, page=page, table=table, where=where))
     seen = set()
     for c in found:
         check((c.paper, c.id) not in seen, f"{c.page}: the claim '{c.id}' of {c.paper} is made twice.")
