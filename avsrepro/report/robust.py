@@ -32,7 +32,7 @@ from ..metrics.statistics import Interval, verdict
 from .published import published, published_tables
 from .tables import COLUMNS, write_page
 from ..train.batches import predict, source_of
-from ..train.engine import load_trained
+from ..train.running import load_trained
 from ..train.store import RunResult, RunStore
 
 # %% ../../nbs/report/20_robust.ipynb #9cd50609
