@@ -21,8 +21,9 @@ from tqdm import tqdm
 from ..core.errors import check
 from ..core.identity import content_hash
 from ..core.paths import atomic_path
-from ..data.layouts import VOID, Clip
-from ..data.negatives import Derived, emptied
+from ..data.clips import Clip
+from ..data.derived import Derived, emptied
+from ..data.layouts import VOID
 from .features import FeatureCache, Features, FeatureStream, Rows
 
 # %% ../../nbs/nn/35_clips.ipynb #e986233f

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..core.errors import InputError, check, unknown
 from ..data.audio import SAMPLE_RATE, resample
-from ..data.layouts import Clip
+from ..data.clips import Clip
 from .encoders import AudioBackbone
 
 # %% ../../nbs/nn/25_htsat.ipynb #386af405

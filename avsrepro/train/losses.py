@@ -18,40 +18,50 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from ..core.errors import InputError, check, unknown
+from ..core.errors import check, unknown
 from ..data.layouts import VOID
 
 # %% ../../nbs/train/10_losses.ipynb #1c1b810f
+def _check_shapes(logits: Tensor, target: Tensor, supervised: Tensor) -> None:
+    check(logits.ndim == 5, f"logits: expected [B, T, K, H, W], found shape {list(logits.shape)}.")
+    b, t, _, h, w = logits.shape
+    expected = [b, t, h, w]
+    check(
+        list(target.shape) == expected,
+        f"target: expected {expected} to fit the logits, found {list(target.shape)}.",
+    )
+    check(not target.is_floating_point(), f"target: expected whole class numbers, found {target.dtype}.")
+    check(
+        list(supervised.shape) == [b, t],
+        f"supervised: expected {[b, t]} to fit the logits, found {list(supervised.shape)}.",
+    )
+
+
+def _check_classes(y: Tensor, n: int) -> None:
+    odd = y[(y != VOID) & ((y < 0) | (y >= n))]
+    check(
+        odd.numel() == 0,
+        f"target: expected classes 0 to {n - 1} or {VOID} (void), found {odd[:1].tolist()}.",
+    )
+
+# %% ../../nbs/train/10_losses.ipynb #1c1b8110
 def supervised_frames(
     logits: Tensor,  # [B, T, K, H, W]
     target: Tensor,  # [B, T, H, W], 0 to K-1 (0 and 1 for K = 1), 255 void
     supervised: Tensor | None = None,  # [B, T] bool; None: all
 ) -> tuple[Tensor, Tensor]:
-    "Logits `[N, K, H, W]` (float32 or float64) and target `[N, H, W]` of the frames that count. `InputError` for shapes or classes that do not fit."
-    check(logits.ndim == 5, f"logits: expected [B, T, K, H, W], found shape {list(logits.shape)}.")
-    b, t, k, h, w = logits.shape
-    check(
-        target.shape == (b, t, h, w),
-        f"target: expected {[b, t, h, w]} to fit the logits, found {list(target.shape)}.",
-    )
-    check(not target.is_floating_point(), f"target: expected whole class numbers, found {target.dtype}.")
+    """Logits `[N, K, H, W]` (float32 or float64) and target `[N, H, W]` of the frames that count.
+
+    `InputError` for shapes or classes that do not fit."""
     if supervised is None:
-        supervised = torch.ones(b, t, dtype=torch.bool, device=logits.device)
-    check(
-        supervised.shape == (b, t),
-        f"supervised: expected {[b, t]} to fit the logits, found {list(supervised.shape)}.",
-    )
+        supervised = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+    _check_shapes(logits, target, supervised)
     counts = supervised.bool() & (target != VOID).flatten(2).any(-1)
-    x, y = (
-        (logits.flatten(0, 1), target.flatten(0, 1).long())
-        if counts.all()
-        else (logits[counts], target[counts].long())
-    )
-    odd = y[(y != VOID) & ((y < 0) | (y >= max(k, 2)))]
-    check(
-        odd.numel() == 0,
-        f"target: expected classes 0 to {max(k, 2) - 1} or 255 (void), found {odd[:1].tolist()}.",
-    )
+    if counts.all():
+        x, y = logits.flatten(0, 1), target.flatten(0, 1).long()
+    else:
+        x, y = logits[counts], target[counts].long()
+    _check_classes(y, max(logits.shape[2], 2))
     return (x if x.dtype == torch.float64 else x.float()), y
 
 # %% ../../nbs/train/10_losses.ipynb #e92d876e
@@ -85,7 +95,7 @@ class Overlap(NamedTuple):
     g: Tensor
     present: Tensor  # bool
 
-
+# %% ../../nbs/train/10_losses.ipynb #2592d62e
 def overlap_sums(
     logits: Tensor,  # [B, T, K, H, W]
     target: Tensor,  # [B, T, H, W]
@@ -95,20 +105,18 @@ def overlap_sums(
     "What the two terms are made of; one pass serves both."
     x, y = supervised_frames(logits, target, supervised)
     x, y, K = x.flatten(2), rearrange(y, 'n h w -> n 1 (h w)'), x.shape[1]
-    p, g = (
-        (x.sigmoid(), y == 1) if K == 1 else (x.softmax(1), y == torch.arange(K, device=y.device)[:, None])
-    )  # void is no class
+    if K == 1:
+        p, g = x.sigmoid(), y == 1
+    else:
+        p, g = x.softmax(1), y == torch.arange(K, device=y.device)[:, None]  # void is no class
     if (y == VOID).any():
         p = torch.where(y == VOID, 0.0, p)
     area = g.sum(-1)
-    return Overlap(
-        torch.where(g, p, 0.0).sum(-1),
-        (p * p if squared else p).sum(-1),
-        area.to(p.dtype),
-        area > 0 if K > 1 else torch.ones_like(area, dtype=torch.bool),
-    )
+    present = area > 0 if K > 1 else torch.ones_like(area, dtype=torch.bool)
+    total = (p * p if squared else p).sum(-1)
+    return Overlap(torch.where(g, p, 0.0).sum(-1), total, area.to(p.dtype), present)
 
-
+# %% ../../nbs/train/10_losses.ipynb #2592d62d
 def mean_over_classes(
     loss: Tensor,  # [N, K]
     present: Tensor,  # [N, K] bool
@@ -134,7 +142,7 @@ def iou_loss(
     s = sums or overlap_sums(logits, target, supervised)
     return mean_over_classes(1 - (s.pg + smooth) / (s.p + s.g - s.pg + smooth), s.present, classes)
 
-
+# %% ../../nbs/train/10_losses.ipynb #045352af
 def dice_loss(
     logits: Tensor,  # [B, T, K, H, W]
     target: Tensor,  # [B, T, H, W]
@@ -145,32 +153,21 @@ def dice_loss(
     sums: Overlap | None = None,  # of the same arguments, where they are at hand
 ) -> Tensor:
     "Soft Dice loss, 0 to 1, a scalar."
-    s = sums or overlap_sums(logits, target, supervised, squared)
-    smooth = smooth if smooth is not None else 0.002 if squared else 1.0
-    return mean_over_classes(
-        1 - (2 * s.pg + (0.0 if squared else smooth)) / (s.p + s.g + smooth), s.present, classes
-    )
+    o = sums or overlap_sums(logits, target, supervised, squared)
+    s = smooth if smooth is not None else 0.002 if squared else 1.0
+    above = 2 * o.pg + (0.0 if squared else s)
+    return mean_over_classes(1 - above / (o.p + o.g + s), o.present, classes)
 
 # %% ../../nbs/train/10_losses.ipynb #be507b97
 TERMS = MappingProxyType(
     dict(ce=cross_entropy, iou=iou_loss, dice=dice_loss, dice_squared=partial(dice_loss, squared=True))
 )
-SDAVS_WEIGHTS = MappingProxyType(
-    dict(ce=1.0, iou=1.0, dice=1.0)
-)  # SDAVS, implementation details: L = L_ce + L_iou + L_dice
+SDAVS_WEIGHTS = MappingProxyType(dict(ce=1.0, iou=1.0, dice=1.0))  # implementation details: L_ce+L_iou+L_dice
 
 
-def segmentation_loss(
-    logits: Tensor,  # [B, T, K, H, W]
-    target: Tensor,  # [B, T, H, W], 0 to K-1 (0 and 1 for K = 1), 255 void
-    supervised: Tensor | None = None,  # [B, T] bool; None: all
-    weights: Mapping[str, float] = SDAVS_WEIGHTS,  # name of the term -> weight
-) -> dict[str, Tensor]:
-    "Unweighted terms by name and `total`, their weighted sum. `InputError` for an unknown term or a weight that is not a number of at least 0."
-    check(
-        weights and 'total' not in weights,
-        f"weights: expected terms out of {', '.join(TERMS)}, found {dict(weights)}.",
-    )
+def _check_weights(weights: Mapping[str, float]) -> None:
+    expected = f"weights: expected terms out of {', '.join(TERMS)}, found {dict(weights)}."
+    check(weights and 'total' not in weights, expected)
     for name, weight in weights.items():
         if name not in TERMS:
             raise unknown('loss term', name, TERMS)
@@ -178,11 +175,25 @@ def segmentation_loss(
             math.isfinite(weight) and weight >= 0,
             f"weights: expected a number of at least 0 for '{name}', found {weight}.",
         )
+    check(any(weights.values()), f"weights: expected at least one above 0, found {dict(weights)}.")
+
+# %% ../../nbs/train/10_losses.ipynb #be507b98
+def segmentation_loss(
+    logits: Tensor,  # [B, T, K, H, W]
+    target: Tensor,  # [B, T, H, W], 0 to K-1 (0 and 1 for K = 1), 255 void
+    supervised: Tensor | None = None,  # [B, T] bool; None: all
+    weights: Mapping[str, float] = SDAVS_WEIGHTS,  # name of the term -> weight
+) -> dict[str, Tensor]:
+    """Unweighted terms by name and `total`, their weighted sum.
+
+    `InputError` for an unknown term or a weight that is not a number of at least 0."""
+    _check_weights(weights)
     used = [name for name, weight in weights.items() if weight]
-    shared = dict(sums=overlap_sums(logits, target, supervised)) if {'iou', 'dice'} & set(used) else {}
-    terms = {
-        name: TERMS[name](logits, target, supervised, **(shared if name in ('iou', 'dice') else {}))
-        for name in used
-    }
-    check(terms, f"weights: expected at least one above 0, found {dict(weights)}.")
+    shared = {}
+    if {'iou', 'dice'} & set(used):
+        shared = dict(sums=overlap_sums(logits, target, supervised))
+    terms = {}
+    for name in used:
+        more = shared if name in ('iou', 'dice') else {}
+        terms[name] = TERMS[name](logits, target, supervised, **more)
     return terms | dict(total=sum(weights[name] * term for name, term in terms.items()))
