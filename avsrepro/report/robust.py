@@ -90,7 +90,7 @@ def robust_markdown(
     experiment: Experiment, by_protocol: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
 ) -> str:
     "`table.md` below its heading: wide tables by protocol and setting, differences of the main metrics."
-    text = '\nFPR is a fraction.\n'
+    text = 'FPR is a fraction.\n'
     for protocol, (table, differences) in by_protocol.items():
         for s in experiment.settings:
             text += f'\n## {s.upper()}, {protocol}\n\n{robust_wide(experiment, table, s).to_markdown()}\n'
