@@ -18,7 +18,7 @@ from IPython.display import Markdown
 
 from ..analysis.conditions import ClipScores, Condition, columns
 from ..experiments.schema import Experiment
-from ..metrics.robust import PROTOCOLS
+from ..metrics.robust import ROBUST_PROTOCOLS
 from ..metrics.statistics import draws
 from .figures import dots, intervals_of, legend_below, look
 from .page import Page
@@ -152,7 +152,7 @@ class Asked(Page):
     @cached_property
     def scores_by(self) -> dict[str, RobustScores]:
         "Scores by protocol, the paper's first."
-        return {p: RobustScores(self.clip_scores, p, self.aside) for p in PROTOCOLS}
+        return {p: RobustScores(self.clip_scores, p, self.aside) for p in ROBUST_PROTOCOLS}
 
     @cached_property
     def by_protocol(self) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
@@ -163,11 +163,11 @@ class Asked(Page):
     @cached_property
     def scores(self) -> RobustScores:
         "The scores by the paper's protocol."
-        return self.scores_by[PROTOCOLS[0]]
+        return self.scores_by[ROBUST_PROTOCOLS[0]]
 
     @cached_property
     def _built(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return self.by_protocol[PROTOCOLS[0]]
+        return self.by_protocol[ROBUST_PROTOCOLS[0]]
 
 # %% ../../nbs/report/20_robust.ipynb #835cede4
 class RobustPage(Asked):
@@ -201,7 +201,7 @@ class RobustPage(Asked):
         `table` and `differences` are by the paper's protocol, those of the other carry its name."""
         files = {}
         for protocol, (table, differences) in self.by_protocol.items():
-            tail = '' if protocol == PROTOCOLS[0] else '_' + protocol.removeprefix('robust-')
+            tail = '' if protocol == ROBUST_PROTOCOLS[0] else '_' + protocol.removeprefix('robust-')
             files |= {f'table{tail}': table, f'differences{tail}': differences}
         text = robust_markdown(self.experiment, self.by_protocol)
         wide = [robust_wide(self.experiment, self.long, s) for s in self.experiment.settings]
