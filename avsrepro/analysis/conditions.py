@@ -21,25 +21,18 @@ import torch
 from torch import Tensor
 
 from ..core.errors import check
-from ..core.identity import code_hash, content_hash
+from ..core.identity import code_hash, content_hash, modules_behind
 from ..core.paths import atomic_write, cache_dir, find_shared
 from ..data.assets import open_bank
-from avsrepro.data.negatives import (
-    BankSounds,
-    Negatives,
-    Positives,
-    UnseenSound,
-    WithOffscreen,
-    scenes_of,
-    synthesised_unseen,
-    unseen_sounds,
-)
-from ..metrics.robust import PROTOCOLS, RobustScorer
+from ..data.derived import Positives
+from ..data.negatives import BankSounds, Negatives, WithOffscreen
+from ..data.offscreen import UnseenSound, scenes_of, synthesised_unseen, unseen_sounds
+from ..metrics.robust import ROBUST_PROTOCOLS, RobustScorer
 from ..metrics.statistics import weighted_mean
 from ..models.base import AVSModel, Output
 from ..train.batches import Batch, predict, source_of
 from ..train.running import load_trained
-from ..train.store import CARRIERS, RunResult, RunSpec, RunStore, modules_behind
+from ..train.store import CARRIERS, RunResult, RunSpec, RunStore
 
 # %% ../../nbs/analysis/55_conditions.ipynb #9cd50610
 @dataclass(frozen=True)
@@ -130,7 +123,7 @@ def answers(
 
 
 def _score(run: RunResult, clips: Sequence, condition: Condition, store: RunStore | None) -> dict[str, dict]:
-    scorers = {p: RobustScorer(p, condition.negative) for p in PROTOCOLS}
+    scorers = {p: RobustScorer(p, condition.negative) for p in ROBUST_PROTOCOLS}
     for batch, output in answers(load_trained(run, store), clips, condition, run.spec):
         logits = output.logits.float()[:, :, 0]
         for s in scorers.values():

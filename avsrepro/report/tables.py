@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEY', 'RESULT_COLUMNS', 'DIFFERENCE_COLUMNS', 'Scores', 'RunScores', 'DrawnScores', 'printed_of', 'labels',
            'long_table', 'claimed_differences', 'beyond', 'with_published', 'main_metric', 'digits_of', 'shown',
-           'cells', 'wide_table', 'measured', 'intervals', 'heading', 'markdown', 'by_seed', 'every_seed']
+           'cells', 'wide_table', 'across_rows', 'intervals', 'heading', 'markdown', 'by_seed', 'every_seed']
 
 # %% ../../nbs/report/10_tables.ipynb #84224487
 from collections.abc import Iterable, Mapping, Sequence
@@ -253,7 +253,7 @@ def wide_table(table: pd.DataFrame) -> pd.DataFrame:
     return out.where(out.notna(), '')
 
 # %% ../../nbs/report/10_tables.ipynb #d7a00005
-def measured(table: pd.DataFrame, digits: Mapping[str, int] | None = None) -> pd.DataFrame:
+def across_rows(table: pd.DataFrame, digits: Mapping[str, int] | None = None) -> pd.DataFrame:
     """A column for each row, a line for each metric: ours with its interval, printed values before it if any.
 
     `digits` after the point by metric, where they are not the usual ones."""
