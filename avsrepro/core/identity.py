@@ -103,14 +103,17 @@ def source_of_module(name: str) -> tuple[str, bool] | None:
     return None
 
 
+@cache
+def _tree_of(module: str) -> str:
+    found = source_of_module(module)
+    check(found is not None, f'no module named {module}.')
+    return _tree(found[0])
+
+
+@cache  # a plan asks thousands of times for a dozen combinations
 def code_hash(*modules: str) -> str:
     "Hash of the code of `modules` (dotted names), blind to comments, docstrings and layout."
-    trees = []
-    for name in sorted(modules):
-        found = source_of_module(name)
-        check(found is not None, f'no module named {name}.')
-        trees.append(_tree(found[0]))
-    return content_hash(trees)
+    return content_hash([_tree_of(name) for name in sorted(modules)])
 
 # %% ../../nbs/core/20_identity.ipynb #ed03144e
 @cache
