@@ -11,21 +11,26 @@ from avsrepro.core.errors import InputError
 from avsrepro.core.paths import find_shared
 from avsrepro.data.assets import open_bank
 from avsrepro.data.audio import log_mel
-from avsrepro.data.clips import Clip, metadata_row, open_dataset, write_clip
-from avsrepro.data.derived import MEL_FRONT_ENDS, Positives, front_end_mel
-from avsrepro.data.layouts import VOID, write_metadata
-from avsrepro.data.mixture import Mixture, mixture_counts
+from avsrepro.data.layouts import VOID, Clip, metadata_row, open_dataset, write_clip, write_metadata
 from avsrepro.data.negatives import (
-    NEGATIVE_KINDS,
+    AVOID,
+    FRONT_ENDS,
+    KINDS,
     BankSounds,
+    Mixture,
     Negatives,
+    Positives,
     StoredNegatives,
     WithOffscreen,
+    broad_group,
+    front_end_mel,
+    mixture_counts,
+    offscreen_pairs,
+    scenes_of,
     stored_files,
     write_negatives,
 )
-from avsrepro.data.offscreen import AVOID, broad_group, offscreen_pairs, scenes_of
-from avsrepro.metrics.robust import RobustScorer, ceilings, combine, floor_f
+from avsrepro.metrics.robust import RobustScorer, ceilings, floor_f, global_scores
 
 S4 = ['dog_barking', 'playing_violin', 'race_car', 'female_singing', 'dog_barking', 'lawn_mowing']
 MS3 = ['dog_man', 'piano', 'gun_bird', 'violin', 'cat', 'keyboard']
@@ -83,8 +88,8 @@ class Memory(list):
 # what is made
 
 
-@pytest.mark.parametrize('front_end', MEL_FRONT_ENDS)
-@pytest.mark.parametrize('kind', NEGATIVE_KINDS[:3])
+@pytest.mark.parametrize('front_end', FRONT_ENDS)
+@pytest.mark.parametrize('kind', KINDS[:3])
 def test_negatives_change_the_sound_only(clips, kind, front_end):
     made, training = Negatives(clips, kind, front_end), Negatives(clips, kind, front_end, empty=True)
     assert made.ids == clips.ids and len(made) == len(clips)
@@ -115,7 +120,7 @@ def test_silence():
 def test_other_lengths(T):
     clips = Memory([clip_of(0, 's4', 'dog_barking', T=T), clip_of(1, 's4', 'race_car', T=T)])
     for made in (
-        *(Negatives(clips, k, f) for k in NEGATIVE_KINDS[:3] for f in MEL_FRONT_ENDS),
+        *(Negatives(clips, k, f) for k in KINDS[:3] for f in FRONT_ENDS),
         Positives(clips),
         WithOffscreen(clips),
     ):
@@ -148,7 +153,7 @@ def test_what_is_seen_is_not_heard():
         on=[[1] * 5] + [[0] * 5] * 11,
     )
     made = Negatives(Memory([clip]), 'offscreen', pool=pool)
-    assert made[0].info['sound'] == 'saw_0' and not made.source.fallbacks
+    assert made[0].info['sound'] == 'saw_0' and not made.fallbacks
 
 
 def test_mixture(clips):
@@ -187,7 +192,7 @@ def test_features_of_a_mixture_are_those_of_its_clips(clips, tmp_path):
     args = model.visual, model.audio
     mixture = Mixture(clips, 0.5)
     plain, mixed = (encode_clips(*args, c, cache, progress=False).stats for c in (clips, mixture))
-    others = {mixture.negatives['offscreen'].source.pairs[k] for c, k in mixture.plan if c == 'offscreen'}
+    others = {mixture.negatives['offscreen'].pairs[k] for c, k in mixture.plan if c == 'offscreen'}
     assert mixed['unique_frames'] == plain['unique_frames'] and mixed['unique_sounds'] == plain[
         'unique_sounds'
     ] + 1 + 5 * len(others)  # silence, and what is heard from elsewhere
@@ -196,7 +201,7 @@ def test_features_of_a_mixture_are_those_of_its_clips(clips, tmp_path):
 
 def test_stored_layout(clips):
     write_negatives(clips)
-    for kind in NEGATIVE_KINDS[:3]:
+    for kind in KINDS[:3]:
         read, made = StoredNegatives(clips, kind), Negatives(clips, kind, 'release')
         for a, b in zip(read, made):
             torch.testing.assert_close(a.mel, b.mel)
@@ -237,14 +242,14 @@ def test_an_empty_pool(tmp_path):
         tmp_path, 's4', ['dog_barking', 'dog_barking', 'male_speech']
     )  # a voice is the avoided partner of an animal
     refused(lambda: Negatives(clips, 'offscreen'), 'clip0', 'pool is empty', 'animal')
-    assert len(Negatives(clips, 'offscreen', fallback=True).source.fallbacks) == 2
+    assert len(Negatives(clips, 'offscreen', fallback=True).fallbacks) == 2
     refused(lambda: Mixture(clips, 0.1, items=60), 'pool is empty')
 
 
 def test_a_category_without_a_group(tmp_path):
     clips = make(tmp_path, 's4', ['playing_sitar', 'dog_barking'])
     refused(lambda: Negatives(clips, 'offscreen'), 'clip0', 'playing_sitar', 'no broad group')
-    assert Negatives(clips, 'offscreen', groups={'playing_sitar': 'music'}).source.pairs == [1, 0]
+    assert Negatives(clips, 'offscreen', groups={'playing_sitar': 'music'}).pairs == [1, 0]
     refused(
         lambda: Negatives(clips, 'offscreen', groups={'playing_sitar': 'strings'}),
         'strings',
@@ -318,12 +323,12 @@ def test_ceilings():
 
 def test_a_printed_row():
     "AVSBench + Ours on S4, Table 8, lambda = 0.8: three equal negatives."
-    G = combine(dict(J=0.7897, F=0.8878), {c: dict(J=0.0016, F=0.2260, fpr=0.0) for c in 'abc'})
+    G = global_scores(dict(J=0.7897, F=0.8878), {c: dict(J=0.0016, F=0.2260, fpr=0.0) for c in 'abc'})
     assert abs(100 * G['G-mIoU'] - 88.18) < 0.01 and abs(100 * G['G-F'] - 82.70) < 0.01 and G['G-FPR'] == 0
 
 
 def test_conditions_count_alike():
-    G = combine(
+    G = global_scores(
         dict(J=0.5, F=0.5), dict(a=dict(J=0.2, F=0.1, fpr=0.3), b=dict(J=0.6, F=0.5, fpr=0.1)), 'robust-fixed'
     )
     assert (
@@ -331,7 +336,7 @@ def test_conditions_count_alike():
         and math.isclose(G['G-F'], 2 * 0.5 * 0.3 / 0.8)
         and math.isclose(G['G-FPR'], 0.2)
     )
-    assert combine(dict(J=0.0, F=0.0), dict(a=dict(J=1.0, F=1.0, fpr=1.0)))['G-F'] == 0
+    assert global_scores(dict(J=0.0, F=0.0), dict(a=dict(J=1.0, F=1.0, fpr=1.0)))['G-F'] == 0
 
 
 def test_batches_do_not_matter_but_for_f():

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import check
-from ..core.identity import code_hash, content_hash
+from ..core.identity import code_hash, content_hash, modules_behind
 from ..core.paths import atomic_write, cache_dir, find_shared
 from ..data.assets import open_bank
 from ..data.derived import Positives
@@ -32,7 +32,7 @@ from ..metrics.statistics import weighted_mean
 from ..models.base import AVSModel, Output
 from ..train.batches import Batch, predict, source_of
 from ..train.running import load_trained
-from ..train.store import CARRIERS, RunResult, RunSpec, RunStore, modules_behind
+from ..train.store import CARRIERS, RunResult, RunSpec, RunStore
 
 # %% ../../nbs/analysis/55_conditions.ipynb #9cd50610
 @dataclass(frozen=True)

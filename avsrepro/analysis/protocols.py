@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .scores import class_score, class_sums, pooled_pixels, semantic, units
-from ..metrics.segmentation import VOID
+from ..data.layouts import VOID
 from ..train.store import RunResult
 
 # %% ../../nbs/analysis/57_protocols.ipynb #57a00006

@@ -5,33 +5,97 @@
 # %% ../../nbs/models/40_avsegformer.ipynb #aa538d6c
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from types import MappingProxyType
-from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..core.errors import check
-from .base import AVSModel, Output, any_class, by_clip, register_model
+from ..core.errors import check, unknown
+from ..data.layouts import VOID
+from .base import AVSModel, Output, register_model
 from ..nn.deformable import DeformableAttention, Sizes, flatten_levels, pixel_centres, split_levels
 from ..nn.features import Features
-from ..nn.layers import conv_norm, feed_forward, resize
-from avsrepro.nn.queries import (
-    MIXERS,
-    AudioMixer,
-    MaskHead,
-    QueryGenerator,
-    QueryLayer,
-    QueryMasks,
-    level_codes,
-    pixel_mlp,
-    sine_position,
-)
 from ..train.losses import dice_loss
 
 # %% auto #0
-__all__ = ['EncoderLayer', 'PyramidEncoder', 'DeadModules', 'AVSegFormerOptions', 'MixerLoss', 'check_sizes', 'AVSegFormer']
+__all__ = ['MIXERS', 'enlarge', 'conv_norm', 'feed_forward', 'sine_position', 'QueryLayer', 'QueryGenerator', 'EncoderLayer',
+           'PyramidEncoder', 'Mixer', 'Head', 'DeadModules', 'AVSegFormer']
+
+# %% ../../nbs/models/40_avsegformer.ipynb #094d9d42
+def enlarge(x: Tensor, size: tuple[int, int] | None) -> Tensor:
+    "[N,C,h,w] to [N,C,H,W], bilinear; as it is if the size is right or None."
+    return (
+        x
+        if size is None or tuple(x.shape[-2:]) == tuple(size)
+        else F.interpolate(x, tuple(size), mode='bilinear', align_corners=False)
+    )
+
+
+def conv_norm(i: int, o: int, kernel: int = 1, bias: bool = True) -> nn.Sequential:
+    "Convolution and GroupNorm with eight channels to a group: [N,i,h,w] to [N,o,h,w]."
+    return nn.Sequential(
+        nn.Conv2d(i, o, kernel, padding=kernel // 2, bias=bias), nn.GroupNorm(max(o // 8, 1), o)
+    )
+
+
+def feed_forward(dim: int, hidden: int, dropout: float) -> nn.Sequential:
+    "dim -> hidden -> dim with GELU."
+    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+
+# %% ../../nbs/models/40_avsegformer.ipynb #4fc162b6
+def sine_position(sizes: Sizes, dim: int, like: Tensor) -> Tensor:
+    "Position code of all pixels of all levels, [S,dim]; `InputError` unless dim is a multiple of 4."
+    check(dim % 4 == 0, f"the position code needs a multiple of 4 channels, found {dim}.")
+    x, y = (2 * math.pi * pixel_centres(sizes, like)).unbind(-1)
+    rate = 10_000 ** (-torch.arange(dim // 4, device=like.device, dtype=like.dtype) / (dim // 4))
+    return torch.cat([f(rearrange(p, 's -> s 1') * rate) for p in (y, x) for f in (torch.sin, torch.cos)], -1)
+
+# %% ../../nbs/models/40_avsegformer.ipynb #6f2cf03f
+class QueryLayer(nn.Module):
+    "Queries [N,Q,C] that attend to each other and to keys and values [N,S,C]; post-norm."
+
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float, bias: bool):
+        super().__init__()
+
+        def attention():
+            return nn.MultiheadAttention(dim, heads, dropout=dropout, bias=bias, batch_first=True)
+
+        self.self_attn, self.cross_attn, self.ffn = (
+            attention(),
+            attention(),
+            feed_forward(dim, hidden, dropout),
+        )
+        self.norms, self.dropout = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3)), nn.Dropout(dropout)
+
+    def forward(self, q: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        parts = (
+            lambda x: self.self_attn(x, x, x, need_weights=False)[0],
+            lambda x: self.cross_attn(x, key, value, need_weights=False)[0],
+            self.ffn,
+        )
+        for part, norm in zip(parts, self.norms):
+            q = norm(q + self.dropout(part(q)))
+        return q
+
+# %% ../../nbs/models/40_avsegformer.ipynb #3b44ffaf
+class QueryGenerator(nn.Module):
+    "Audio [N,C] to queries [N,Q,C] (detail 4)."
+
+    def __init__(self, dim: int, heads: int, queries: int, layers: int, hidden: int, dropout: float):
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(queries, dim))
+        self.layers = nn.ModuleList(
+            QueryLayer(dim, heads, hidden, dropout, bias=False) for _ in range(layers)
+        )
+
+    def forward(self, audio: Tensor) -> Tensor:
+        q, token = self.start.repeat(len(audio), 1, 1), rearrange(audio, 'n c -> n 1 c')
+        for layer in self.layers:
+            q = layer(q, token, token)
+        return q
 
 # %% ../../nbs/models/40_avsegformer.ipynb #3a7d5675
 class EncoderLayer(nn.Module):
@@ -46,9 +110,9 @@ class EncoderLayer(nn.Module):
         x = self.norm1(x + self.dropout(self.attn(x + position, centres, x, sizes)))
         return self.norm2(x + self.dropout(self.ffn(x)))
 
-# %% ../../nbs/models/40_avsegformer.ipynb #f65ab685
+
 class PyramidEncoder(nn.Module):
-    "The maps of strides 8, 16 and 32, fine to coarse, to tokens that have seen each other (details 3, 5)."
+    "The maps of strides 8, 16 and 32 (details 3, 5), fine to coarse, to memory [N,S,C], its positions [S,C] and sizes."
 
     def __init__(
         self, channels: list[int], dim: int, heads: int, points: int, layers: int, hidden: int, dropout: float
@@ -59,113 +123,184 @@ class PyramidEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(dim, heads, points, hidden, dropout) for _ in range(layers))
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-        "Maps [N,C_i,h_i,w_i] to memory [N,S,C], its positions [S,C] and sizes."
         x, sizes = flatten_levels([f(m) for f, m in zip(self.inputs, maps)])
-        position = sine_position(sizes, x.shape[-1], self.level) + level_codes(self.level, sizes)
-        centres = pixel_centres(sizes, self.level)
+        level = torch.cat([repeat(e, 'c -> s c', s=h * w) for e, (h, w) in zip(self.level, sizes)])
+        position, centres = (
+            sine_position(sizes, x.shape[-1], self.level) + level,
+            pixel_centres(sizes, self.level),
+        )
         for layer in self.layers:
             x = layer(x, position, centres, sizes)
         return x, position, sizes
 
+# %% ../../nbs/models/40_avsegformer.ipynb #da0cb0b8
+MIXERS = ('gate', 'channels', 'pixels')
+
+
+class Mixer(nn.Module):
+    "Mask feature [N,C,h,w] weighted by audio [N,C]: 'gate' (code), 'channels' or 'pixels' (two readings of Eqs. 9, 10)."
+
+    def __init__(self, dim: int, heads: int, form: str):
+        super().__init__()
+        if form not in MIXERS:
+            raise unknown('mixer', form, MIXERS)
+        self.heads, self.form = heads, form
+        for name in 'qk' if form == 'pixels' else 'qkvo':
+            setattr(self, name, nn.Linear(dim, dim, bias=False))
+        if form == 'gate':
+            self.project = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, audio: Tensor) -> Tensor:
+        def split(t):
+            return rearrange(t, 'n s (m d) -> n m s d', m=self.heads)
+
+        pixels = rearrange(x, 'n c h w -> n (h w) c')
+        q, k = split(self.q(audio[:, None])), split(self.k(pixels))
+        if self.form == 'pixels':  # one weight for each pixel, of the head to which a channel belongs
+            w = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+            return x + x * repeat(w, 'n m 1 (h w) -> n (m d) h w', d=q.shape[-1], h=x.shape[-2])
+        w = self.o(
+            rearrange(F.scaled_dot_product_attention(q, k, split(self.v(pixels))), 'n m 1 d -> n (m d)')
+        )
+        if self.form == 'channels':
+            return x + x * w[..., None, None]
+        return x * self.project(w).sigmoid()[..., None, None]
+
 # %% ../../nbs/models/40_avsegformer.ipynb #75f5917d
+class Head(nn.Module):
+    "C -> C/2 (3x3), enlarge to `size`, -> C/8 (3x3), ReLU, -> classes (1x1): [N,C,h,w] to [N,K,H,W]; without `size` nothing is enlarged."
+
+    def __init__(self, dim: int, num_classes: int):
+        super().__init__()
+        wide, narrow = dim // 2, max(dim // 8, 4)
+        self.wide, self.narrow = nn.Conv2d(dim, wide, 3, padding=1), nn.Conv2d(wide, narrow, 3, padding=1)
+        self.out = nn.Conv2d(narrow, num_classes, 1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        return self.out(F.relu(self.narrow(enlarge(self.wide(x), size))))
+
+
 class DeadModules(nn.Module):
-    "What the release builds and never calls (detail 12): a pyramid's convolutions, a second head."
+    "What the release builds and never calls (detail 12): three 3x3 convolutions of a pyramid and a second head."
 
     def __init__(self, dim: int, num_classes: int):
         super().__init__()
         self.fpn = nn.ModuleList(conv_norm(dim, dim, 3, bias=False) for _ in range(3))
-        self.second_head = MaskHead(dim, num_classes)
-
-# %% ../../nbs/models/40_avsegformer.ipynb #6cbb4ca3
-@dataclass(frozen=True)
-class AVSegFormerOptions:
-    "What AVSegFormer can be asked for; the defaults are the published model."
-
-    dim: int = 256  # channels everywhere; a multiple of 8 and of `heads`
-    queries: int = 300
-    layers: int = 6  # of each of query generator, encoder and decoder
-    heads: int = 8
-    points: int = 4  # of the attentions; places per head and level
-    generator_ffn: int | None = None  # None: 4 dim, so 1024 of 256
-    ffn: int | None = None  # of encoder and decoder; None: 8 dim, so 2048 of 256
-    pixel_mlp: int | None = None  # hidden width of the pixel-wise MLP; None: 8 dim
-    levels: int = 4  # 3: no 1/4 map, the mask feature has stride 8
-    dropout: float = 0.1
-    mixer: str | None = None  # 'gate', 'channels' or 'pixels'; None: as `spec` says
-    upsample: str = 'inside'  # the head as published, or 'after' it
-
-# %% ../../nbs/models/40_avsegformer.ipynb #1b664515
-class MixerLoss:
-    "The loss term `mix` of a model whose `aux` has logits [B,T,1,h,w] of that name; a mixin (detail 11)."
-
-    def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
-        "mix: squared Dice of the mixer's mask, enlarged to the target, against 'any class'."
-        z = resize(output.aux['mix'].flatten(0, 1).float(), target.shape[-2:]).unflatten(0, target.shape[:2])
-        return dict(mix=dice_loss(z, any_class(target), supervised, squared=True))
-
-
-def check_sizes(o: AVSegFormerOptions) -> None:
-    "`InputError` for sizes that do not fit each other."
-    check(o.levels in (3, 4), f"levels is {o.levels}; AVSegFormer reads 3 or 4 of the visual maps.")
-    fits = o.dim % 8 == 0 and o.dim % o.heads == 0
-    check(fits, f"dim is {o.dim}; expected a multiple of 8 and of the {o.heads} heads.")
-    there = o.queries >= 1 and o.layers >= 1
-    check(there, f"{o.queries} queries and {o.layers} layers; expected at least 1 of each.")
+        self.second_head = Head(dim, num_classes)
 
 # %% ../../nbs/models/40_avsegformer.ipynb #4540f8d3
 @register_model('avsegformer')
-class AVSegFormer(MixerLoss, QueryMasks, AVSModel):
-    "AVSegFormer, by its released code (`spec='code'`) or its description: another mixer, nothing dead."
+class AVSegFormer(AVSModel):
+    "AVSegFormer, by its released code's structure (`spec='code'`) or by its description (`spec='paper'`): another mixer, no dead modules."
 
-    Options = AVSegFormerOptions
-    specs = dict(paper=dict(mixer='channels'), code=dict(mixer='gate'))
-    choices = dict(mixer=MIXERS, upsample=('inside', 'after'))
-    tiny = dict(tiny=dict(dim=32, queries=6, layers=2, heads=4, points=2))
-    inert = ('dead.',)
+    specs = ('paper', 'code')
     loss = MappingProxyType(dict(dice_squared=1.0, mix=0.1))  # binary; with classes ce=1, mix=.1
 
-    def __init__(self, visual: nn.Module, audio: nn.Module, **given: Any):
-        super().__init__(visual, audio, **given)
-        o, dim, heads, K = self.options, self.options.dim, self.options.heads, self.num_classes
-        check_sizes(o)
-        self.levels, hidden, channels = o.levels, o.ffn or 8 * dim, list(visual.channels)
-        if K > 1:
+    def __init__(
+        self,
+        visual: nn.Module,
+        audio: nn.Module,
+        num_classes: int = 1,
+        frozen: tuple[str, ...] = ('audio',),
+        spec: str = 'paper',
+        dim: int = 256,  # channels everywhere; a multiple of 8 and of `heads`
+        queries: int = 300,
+        layers: int = 6,  # of each of query generator, encoder and decoder
+        heads: int = 8,
+        points: int = 4,  # of the attentions; places per head and level
+        generator_ffn: int | None = None,  # None: 4 dim, so 1024 of 256
+        ffn: int | None = None,  # of encoder and decoder; None: 8 dim, so 2048 of 256
+        pixel_mlp: int | None = None,  # hidden width of the pixel-wise MLP; None: 8 dim
+        levels: int = 4,  # 3: no 1/4 map, the mask feature has stride 8
+        dropout: float = 0.1,
+        mixer: str | None = None,  # 'gate', 'channels' or 'pixels'; None: as `spec` says
+        upsample: str = 'inside',
+    ):  # 'inside' the head as published, or 'after' it
+        super().__init__(visual, audio, num_classes, frozen)
+        for kind, given, known in (
+            ('spec of avsegformer', spec, self.specs),
+            ('value of upsample', upsample, ('inside', 'after')),
+        ):
+            if given not in known:
+                raise unknown(kind, given, known)
+        check(levels in (3, 4), f"levels is {levels}; AVSegFormer reads 3 or 4 of the visual maps.")
+        check(
+            dim % 8 == 0 and dim % heads == 0,
+            f"dim is {dim}; expected a multiple of 8 and of the {heads} heads.",
+        )
+        check(
+            queries >= 1 and layers >= 1,
+            f"{queries} queries and {layers} layers; expected at least 1 of each.",
+        )
+        self.levels, self.inside, hidden = levels, upsample == 'inside', ffn or 8 * dim
+        if num_classes > 1:
             self.loss = MappingProxyType(dict(ce=1.0, mix=0.1))
         self.audio_proj = nn.Linear(audio.dim, dim)
-        self.generator = QueryGenerator(
-            dim, heads, o.queries, o.layers, o.generator_ffn or 4 * dim, o.dropout
+        self.generator = QueryGenerator(dim, heads, queries, layers, generator_ffn or 4 * dim, dropout)
+        self.learned = nn.Parameter(torch.randn(queries, dim))
+        self.encoder = PyramidEncoder(list(visual.channels)[-3:], dim, heads, points, layers, hidden, dropout)
+        self.decoder = nn.ModuleList(
+            QueryLayer(dim, heads, hidden, dropout, bias=True) for _ in range(layers)
         )
-        self.learned = nn.Parameter(torch.randn(o.queries, dim))
-        self.encoder = PyramidEncoder(channels[-3:], dim, heads, o.points, o.layers, hidden, o.dropout)
-        layers = [QueryLayer(dim, heads, hidden, o.dropout, bias=True) for _ in range(o.layers)]
-        self.decoder = nn.ModuleList(layers)
-        self.lateral = conv_norm(channels[-4], dim) if o.levels == 4 else None
+        self.lateral = conv_norm(visual.channels[-4], dim) if levels == 4 else None
         self.smooth = nn.Sequential(conv_norm(dim, dim, 3), nn.ReLU())
-        self.mixer = AudioMixer(dim, heads, o.mixer)
-        self.mlp, self.head = pixel_mlp(o.queries, o.pixel_mlp or 8 * dim, dim), MaskHead(dim, K)
-        self.dead = DeadModules(dim, K) if self.spec == 'code' else None
+        self.mixer = Mixer(dim, heads, mixer or dict(code='gate', paper='channels')[spec])
+        widths = (queries, *2 * (pixel_mlp or 8 * dim,), dim)
+        convs = [nn.Conv2d(i, o, 1) for i, o in zip(widths, widths[1:])]
+        self.mlp = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2])
+        self.head, self.dead = (
+            Head(dim, num_classes),
+            DeadModules(dim, num_classes) if spec == 'code' else None,
+        )
+
+    def dead_parameters(self) -> list[str]:
+        "Names of the trainable parameters that no output depends on; none for `spec='paper'`."
+        return [n for n, _ in self.named_parameters() if n.startswith('dead.')]
 
     def tap_names(self) -> list[str]:
-        "queries, decoded [B,T,Q,C]; memory8, ..., mask_feature, mixed, query_maps, fus_out [B,T,C,h,w]."
-        memory = [f'memory{stride}' for stride in (8, 16, 32)]
-        return ['queries', *memory, 'mask_feature', 'mixed', 'decoded', 'query_maps', 'fus_out']
+        "queries and decoded [B,T,Q,C]; memory8, memory16, memory32, mask_feature, mixed, query_maps, fus_out [B,T,C,h,w]."
+        return [
+            'queries',
+            'memory8',
+            'memory16',
+            'memory32',
+            'mask_feature',
+            'mixed',
+            'decoded',
+            'query_maps',
+            'fus_out',
+        ]
 
     def mask_feature(self, fine: Tensor, memory8: Tensor) -> Tensor:
-        "The 1/8 memory [N,C,h,w], with four levels added to the 1/4 map `fine` [N,C1,2h,2w] (detail 7)."
+        "The 1/8 memory [N,C,h,w], with four levels enlarged and added to the 1/4 map `fine` [N,C1,2h,2w] (detail 7)."
         if self.lateral is None:
             return self.smooth(memory8)
-        return self.smooth(self.lateral(fine) + resize(memory8, fine.shape[-2:]))
+        return self.smooth(self.lateral(fine) + enlarge(memory8, fine.shape[-2:]))
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
-        "`Features` to logits [B,T,K,H,W] at `size`, or at the mask feature's resolution if None."
-        B, tap = features.audio_vector.shape[0], self.tapping('', features.audio_vector.shape[0])
-        maps = [m.flatten(0, 1) for m in features.visual[-self.levels :]]
-        audio = self.audio_proj(features.audio_vector.flatten(0, 1))
-        q = tap('queries', self.generator(audio) + self.learned)
+        "`Features` to logits [B,T,K,H,W] at `size`, or at the mask feature's resolution if None; aux 'mix' [B,T,1,h,w] are the mixer's own logits."
+        B = features.audio_vector.shape[0]
+        maps, audio = (
+            [m.flatten(0, 1) for m in features.visual[-self.levels :]],
+            self.audio_proj(features.audio_vector.flatten(0, 1)),
+        )
+        q = self.tap('queries', self.generator(audio) + self.learned, B)
         memory, position, sizes = self.encoder(maps[-3:])
-        pyramid = [tap(f'memory{s}', m) for s, m in zip((8, 16, 32), split_levels(memory, sizes))]
+        pyramid = [self.tap(f'memory{s}', m, B) for s, m in zip((8, 16, 32), split_levels(memory, sizes))]
+        mixed = self.tap('mask_feature', self.mask_feature(maps[0], pyramid[0]), B)
+        mixed = self.tap('mixed', self.mixer(mixed, audio), B)
         for layer in self.decoder:
             q = layer(q, memory + position, memory)
-        feature, inside = self.mask_feature(maps[0], pyramid[0]), self.options.upsample == 'inside'
-        z, mixed = self.masks(q, feature, audio, size if inside else None, tap)
-        return Output(by_clip(resize(z, size), B), dict(mix=by_clip(mixed.mean(1, keepdim=True), B)))
+        by_query = self.tap('query_maps', torch.einsum('nqc,nchw->nqhw', self.tap('decoded', q, B), mixed), B)
+        z = self.head(self.tap('fus_out', mixed + self.mlp(by_query), B), size if self.inside else None)
+
+        def apart(x):
+            return rearrange(x, '(b t) ... -> b t ...', b=B)
+
+        return Output(apart(enlarge(z, size)), dict(mix=apart(mixed.mean(1, keepdim=True))))
+
+    def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
+        "mix: squared Dice of the mixer's mask, enlarged to the target, against 'any class' (detail 11)."
+        z = enlarge(output.aux['mix'].flatten(0, 1).float(), target.shape[-2:]).unflatten(0, target.shape[:2])
+        any_class = ((target > 0) & (target != VOID)).long().masked_fill(target == VOID, VOID)
+        return dict(mix=dice_loss(z, any_class, supervised, squared=True))

@@ -5,222 +5,712 @@
 # %% ../../nbs/models/50_selm.ipynb #79208876
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.errors import check
-from .base import AVSModel, Output, any_class, by_clip, register_model
-from .selm_clever import CLEVER, SingleLevel
-from .selm_stages import BCSM, DAM, AttentionAlign, SelMStage
+from ..core.errors import check, unknown
+from ..data.layouts import VOID
+from avsrepro.models.avsegformer import (
+    Head,
+    Mixer,
+    QueryGenerator,
+    QueryLayer,
+    conv_norm,
+    enlarge,
+    sine_position,
+)
+from .base import AVSModel, Output, register_model
+from .sdavs import Attention
+from ..nn.deformable import flatten_levels
 from ..nn.features import Features
-from ..nn.layers import resize
+from ..nn.ssm import Mamba
 from ..train.losses import dice_loss
 
 # %% auto #0
-__all__ = ['SELM_SPECS', 'SELM_CHOICES', 'SelMOptions', 'check_options', 'own_weights', 'selm_stage', 'selm_decoder', 'HeatLoss',
-           'SelM']
-
-# %% ../../nbs/models/50_selm.ipynb #37c3cf8f
-@dataclass(frozen=True)
-class SelMOptions:
-    "What SelM can be asked for. What is None and has no comment of its own is as `spec` says."
-
-    dim: int = 256  # channels of every stage and token
-    levels: int = 4  # coarsest visual levels used; 3 leaves out the finest
-    dam: str = 'dam'  # Tables 3, 4: or 'add', 'concat', 'none'
-    dam_direction: str = 'both'  # Table 6: or 'a2v', 'v2a'
-    bcsm: str = 'both'  # Tables 3, 7: or 'a2v', 'v2a', 'none'
-    sequence: str = 'mamba'  # in BCSM: or 'mlp', 'gru', 'attention' with as many parameters
-    blocks: int = 3  # of BCSM, per stage and modality
-    clever: bool | str = True  # Table 5: or 'no_audio', 'no_video'; Table 3: or 'avsegformer'
-    layers: int = 3  # of CLEVER
-    heads: int = 8  # of CLEVER's audio attention
-    dice: bool = True  # Table 8: the Dice term beside the cross entropy
-    auxiliary: bool = True  # Table 8: the terms of the heat maps
-    dropout: float = 0.1  # in DAM
-    queries: int = 300  # this and the next two of AVSegFormer's decoder
-    decoder_layers: int = 6
-    pixel_mlp: int | None = None  # None: 8 dim
-    align: str | None = None
-    residual: str | None = None
-    gate: str | None = None
-    slip: bool | None = None
-    hearing: str | None = None
-    assignment: str | None = None
-    head: str | None = None
-    position: str | None = None
-    image_size: int | tuple[int, int] = 224  # of the frames (H, W), for learned positions
+__all__ = ['SPECS', 'CHOICES', 'Pointwise', 'branch', 'ProductAlign', 'AttentionAlign', 'AddAlign', 'ConcatAlign', 'DAM',
+           'GatedMLP', 'Recurrent', 'CausalAttention', 'mamba_parameters', 'sequence_net', 'SequenceBlock', 'select',
+           'slipped', 'BCSM', 'Stage', 'VideoAttention', 'AVLayer', 'CLEVER', 'SingleLevel', 'SelM']
 
 # %% ../../nbs/models/50_selm.ipynb #0887a39b
-SELM_SPECS: Mapping[str, Mapping[str, Any]] = dict(
-    paper=dict(
-        align='product',
-        residual='input',
-        gate='sigmoid',
-        slip=False,
-        hearing='all',
-        assignment='soft',
-        head='dot',
-        position='sine',
-    ),
-    code=dict(
-        align='attention',
-        residual='normalised',
-        gate='silu',
-        slip=True,
-        hearing='last',
-        assignment='hard',
-        head='dynamic',
-        position='learned',
-    ),
-)
-
-# %% ../../nbs/models/50_selm.ipynb #5eaa7ab5
-SELM_CHOICES: Mapping[str, tuple] = dict(
-    dam=('dam', 'add', 'concat', 'none'),
-    dam_direction=('both', 'a2v', 'v2a'),
-    bcsm=('both', 'a2v', 'v2a', 'none'),
-    sequence=('mamba', 'mlp', 'gru', 'attention'),
-    clever=(True, 'no_audio', 'no_video', 'avsegformer'),
-    dice=(True, False),
-    auxiliary=(True, False),
-    align=('product', 'attention'),
-    residual=('input', 'normalised'),
-    gate=('sigmoid', 'silu', 'plain'),
-    slip=(False, True),
-    hearing=('all', 'last'),
-    assignment=('soft', 'hard'),
-    head=('dot', 'dynamic'),
-    position=('sine', 'learned'),
-)
-
-# %% ../../nbs/models/50_selm.ipynb #e9795ac2
-def check_options(o: SelMOptions) -> None:
-    "`InputError` for sizes that do not fit each other."
-    fits = o.dim % 8 == 0 and o.dim % o.heads == 0
-    check(fits, f"dim is {o.dim}; expected a multiple of 8 and of the {o.heads} heads.")
-    check(o.levels in (3, 4), f"levels is {o.levels}; SelM reads 3 or 4 of the visual maps.")
-    few = f"layers is {o.layers}; expected 1 to {o.levels}, the number of levels."
-    check(1 <= o.layers <= o.levels, few)
-    check(
-        o.blocks >= 1 and o.queries >= 1 and o.decoder_layers >= 1,
-        f"{o.blocks} blocks, {o.queries} queries and {o.decoder_layers} decoder layers; "
-        "expected at least 1 of each.",
+SPECS = MappingProxyType(
+    dict(
+        paper=MappingProxyType(
+            dict(
+                align='product',
+                residual='input',
+                gate='sigmoid',
+                slip=False,
+                hearing='all',
+                assignment='soft',
+                head='dot',
+                position='sine',
+            )
+        ),
+        code=MappingProxyType(
+            dict(
+                align='attention',
+                residual='normalised',
+                gate='silu',
+                slip=True,
+                hearing='last',
+                assignment='hard',
+                head='dynamic',
+                position='learned',
+            )
+        ),
     )
+)
+CHOICES = MappingProxyType(
+    dict(
+        dam=('dam', 'add', 'concat', 'none'),
+        dam_direction=('both', 'a2v', 'v2a'),
+        bcsm=('both', 'a2v', 'v2a', 'none'),
+        sequence=('mamba', 'mlp', 'gru', 'attention'),
+        clever=(True, 'no_audio', 'no_video', 'avsegformer'),
+        align=('product', 'attention'),
+        residual=('input', 'normalised'),
+        gate=('sigmoid', 'silu', 'plain'),
+        slip=(False, True),
+        hearing=('all', 'last'),
+        assignment=('soft', 'hard'),
+        head=('dot', 'dynamic'),
+        position=('sine', 'learned'),
+    )
+)
+
+# %% ../../nbs/models/50_selm.ipynb #7aab369a
+class Pointwise(nn.Conv1d):
+    "`nn.Conv1d` of kernel 1 as the matrix product that it is, some times faster on small maps: [N,i,P] to [N,o,P]."
+
+    def __init__(self, i: int, o: int, bias: bool = True):
+        super().__init__(i, o, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        W = self.weight[..., 0].expand(len(x), -1, -1)
+        return W @ x if self.bias is None else torch.baddbmm(self.bias[:, None], W, x)
 
 
-def own_weights(clever: bool | str, layers: int) -> dict[str, float]:
-    """Weights of the auxiliary terms (section 4.5): 0.1 for the last layer, a tenth for each one before.
-
-    AVSegFormer's decoder has a term of its own.
-    """
-    if clever == 'avsegformer':
-        return dict(mix=0.1)
-    if clever == 'no_video':
-        return {}
-    return {f'aux{j}': float(f'1e{j - layers - 1}') for j in range(1, layers + 1)}
-
-# %% ../../nbs/models/50_selm.ipynb #125843ea
-def selm_stage(o: SelMOptions, i: int, channels: int) -> SelMStage:
-    "Stage i (1 finest to 4 coarsest) of an encoder's map of so many channels."
-    bcsm = o.bcsm
-    if o.clever == 'no_audio':  # nothing would hear what V2A selects
-        bcsm = dict(both='a2v', v2a='none').get(bcsm, bcsm)
-    slip = o.slip, o.slip and i > 1  # of video and of audio (detail 6)
-    dam = DAM(o.dim, o.dam, o.dam_direction, o.align, o.dropout)
-    return SelMStage(channels, dam, BCSM(o.dim, bcsm, o.sequence, o.blocks, o.residual, o.gate, slip), o.dim)
+def branch(dim: int, dropout: float) -> nn.Sequential:
+    "Conv1D, GELU and dropout of a sequence [N,C,P] (section 4.2)."
+    return nn.Sequential(Pointwise(dim, dim), nn.GELU(), nn.Dropout(dropout))
 
 
-def selm_decoder(o: SelMOptions, num_classes: int, spec: str) -> nn.Module:
-    "CLEVER, or AVSegFormer's decoder."
-    if o.clever == 'avsegformer':
-        mixer, hidden = 'gate' if spec == 'code' else 'channels', o.pixel_mlp or 8 * o.dim
-        sizes = o.heads, o.queries, o.decoder_layers, hidden
-        return SingleLevel(o.dim, num_classes, *sizes, o.dropout, mixer)
-    kinds = dict(no_audio=('video', 'video'), no_video=('audio', 'audio')).get(o.clever, ('audio', 'video'))
-    tokens = max(num_classes, 2) if o.head == 'dot' else 2
-    size = (o.image_size, o.image_size) if isinstance(o.image_size, int) else tuple(o.image_size)
-    strides = [4, 8, 16, 32][-o.levels :]
-    layer = dict(heads=o.heads, kinds=kinds, hearing=o.hearing, assignment=o.assignment)
-    given = num_classes, strides, o.layers, tokens, o.head, o.position, size
-    return CLEVER(o.dim, *given, **layer)
+class ProductAlign(nn.Module):
+    "x [N,C,P] re-weighted by the mean of its branch's products with y [N,C,R] (section 4.2; detail 3)."
 
-# %% ../../nbs/models/50_selm.ipynb #5dbb64a7
-class HeatLoss:
-    "The loss terms of a model whose `aux` has the logits of its heat maps, `own` their names; a mixin."
+    def __init__(self, dim: int, dropout: float):
+        super().__init__()
+        self.own, self.other = branch(dim, dropout), branch(dim, dropout)
 
-    def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
-        """aux1, aux2, ... ('mix' with AVSegFormer's decoder): squared Dice of each heat map.
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        W = self.own(x) * self.other(y).mean(-1, keepdim=True)
+        return torch.addcmul(x, x, W)
 
-        It is enlarged to the target and held against 'any class' (Eq. 7; detail 13).
-        """
-        size, nearest, terms = tuple(target.shape[-2:]), self.options.assignment == 'hard', {}
-        for name, heat in zip(self.own, output.aux['heat']):
-            h = heat.flatten(0, 1).float()
-            h = F.interpolate(h, size) if nearest else resize(h, size)
-            h = h.unflatten(0, target.shape[:2])
-            terms[name] = dice_loss(h, any_class(target), supervised, squared=True)
-        return terms
+# %% ../../nbs/models/50_selm.ipynb #1fcadeb4
+class AttentionAlign(nn.Module):
+    "x [N,C,P] attends to y [N,C,R]; `norm` centres and scales what it hears over x's places (facts, sections 0.7 and 6; detail 4)."
+
+    def __init__(self, dim: int, dropout: float, norm: bool):
+        super().__init__()
+        self.own, self.project, self.norm = branch(dim, dropout), branch(dim, dropout), norm
+        self.q, self.k, self.v, self.o = (Pointwise(dim, dim, bias=name != 'k') for name in 'qkvo')
+
+    def heard(self, x: Tensor, y: Tensor) -> Tensor:
+        "What the attention and the normalisation make of y at each of x's places: [N,C,P]."
+        a = self.o(F.scaled_dot_product_attention(self.q(x).mT, self.k(y).mT, self.v(y).mT).mT)
+        return F.layer_norm(a, a.shape[-1:]) if self.norm else a  # InstanceNorm: over places, no affine part
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.project(self.own(x) * self.heard(x, y))
+
+# %% ../../nbs/models/50_selm.ipynb #bc2c2621
+class AddAlign(nn.Module):
+    "x [N,C,P] plus the mean of y [N,C,R] (Table 4, Add)."
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y.mean(-1, keepdim=True)
+
+
+class ConcatAlign(nn.Module):
+    "x [N,C,P] and the mean of y [N,C,R] concatenated, back to C channels (Table 4, Concat)."
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.join = Pointwise(2 * dim, dim)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.join(torch.cat([x, y.mean(-1, keepdim=True).expand_as(x)], 1))
+
+# %% ../../nbs/models/50_selm.ipynb #e97eda01
+class DAM(nn.Module):
+    "Dual Alignment Module: maps [N,C,h,w] and audio tokens [N,C] to the same, aligned (section 4.2; Tables 4 and 6)."
+
+    def __init__(
+        self,
+        dim: int,
+        strategy: str = 'dam',
+        direction: str = 'both',
+        align: str = 'product',
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+
+        def block(way: str) -> nn.Module | None:
+            if strategy == 'none' or direction not in ('both', way):
+                return None
+            if strategy == 'dam':
+                return (
+                    ProductAlign(dim, dropout)
+                    if align == 'product'
+                    else AttentionAlign(dim, dropout, way == 'a2v')
+                )
+            return AddAlign() if strategy == 'add' else ConcatAlign(dim)
+
+        self.a2v, self.v2a = block('a2v'), block('v2a')
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        pixels, token = x.flatten(2), rearrange(t, 'n c -> n c 1')
+        return (
+            x if self.a2v is None else self.a2v(pixels, token).view_as(x),
+            t if self.v2a is None else self.v2a(token, pixels)[..., 0],
+        )
+
+# %% ../../nbs/models/50_selm.ipynb #e6a1141e
+class GatedMLP(nn.Module):
+    "W_o (silu(W_a x) * W_b x) of each step on its own: [B,L,D] to [B,L,D]."
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.inside, self.out = nn.Linear(dim, 2 * hidden, bias=False), nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.inside(x).chunk(2, -1)
+        return self.out(F.silu(a) * b)
+
+
+class Recurrent(nn.Module):
+    "A GRU and a linear map: [B,L,D] to [B,L,D]."
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.gru, self.out = nn.GRU(dim, hidden, batch_first=True), nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.gru(x)[0])
+
+
+class CausalAttention(nn.Module):
+    "Self-attention of each step to itself and those before it: [B,L,D] to [B,L,D]."
+
+    def __init__(self, dim: int, hidden: int, heads: int = 4):
+        super().__init__()
+        self.heads, self.qkv, self.out = (
+            heads,
+            nn.Linear(dim, 3 * hidden, bias=False),
+            nn.Linear(hidden, dim, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), 'b l (n h d) -> n b h l d', n=3, h=self.heads)
+        return self.out(
+            rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=True), 'b h l d -> b l (h d)')
+        )
+
+# %% ../../nbs/models/50_selm.ipynb #f68325db
+def mamba_parameters(dim: int, state: int = 16, conv: int = 4, expand: int = 2) -> int:
+    "Number of parameters of a Mamba block of width `dim`."
+    E, R = expand * dim, math.ceil(dim / 16)
+    return 2 * dim * E + E * (conv + 1) + E * (R + 2 * state) + (R + 1) * E + E * state + E + E * dim
+
+
+_COUNTS = dict(
+    mlp=(1, lambda d, h: 3 * d * h),
+    gru=(1, lambda d, h: 3 * h * (d + h + 2) + h * d),
+    attention=(4, lambda d, h: 4 * d * h),
+)  # step of h, parameters
+
+
+def sequence_net(kind: str, dim: int) -> nn.Module:
+    "'mamba', or a 'mlp', 'gru' or 'attention' whose number of parameters comes closest to it: [B,L,D] to [B,L,D]."
+    if kind == 'mamba':
+        return Mamba(dim, d_state=16, d_conv=4, expand=2)
+    step, parameters = _COUNTS[kind]
+    hidden = min(range(step, 8 * dim, step), key=lambda h: abs(parameters(dim, h) - mamba_parameters(dim)))
+    return dict(mlp=GatedMLP, gru=Recurrent, attention=CausalAttention)[kind](dim, hidden)
+
+# %% ../../nbs/models/50_selm.ipynb #8b75d79c
+class SequenceBlock(nn.Module):
+    "x + f(norm(x)), or n + f(n) with n = norm(x) for `residual='normalised'`: [B,T,C] to [B,T,C] (section 4.3; detail 5)."
+
+    def __init__(self, dim: int, kind: str = 'mamba', residual: str = 'input'):
+        super().__init__()
+        self.norm, self.net, self.normalised = (
+            nn.LayerNorm(dim),
+            sequence_net(kind, dim),
+            residual == 'normalised',
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm(x)
+        return (n if self.normalised else x) + self.net(n)
+
+
+def select(x: Tensor, g: Tensor, form: str) -> Tensor:
+    "x weighted by g, both of the same or broadcastable shape: x σ(g), x + x SiLU(g), or x g for 'plain' (detail 5)."
+    if form == 'sigmoid':
+        return x * g.sigmoid()
+    return torch.addcmul(x, x, F.silu(g)) if form == 'silu' else x * g
+
+
+def slipped(g: Tensor) -> Tensor:
+    "The weights [B,T,C] laid out time first and read clip first, as the release does (detail 6)."
+    return rearrange(g, 'b t c -> (t b) c').unflatten(0, g.shape[:2])
+
+# %% ../../nbs/models/50_selm.ipynb #9efcc211
+class BCSM(nn.Module):
+    "Bidirectional Conditioned Selective Mechanism: maps [B,T,C,h,w] and audio tokens [B,T,C] to what each selects of the other (section 4.3; Table 7)."
+
+    def __init__(
+        self,
+        dim: int,
+        direction: str = 'both',
+        sequence: str = 'mamba',
+        blocks: int = 3,
+        residual: str = 'input',
+        gate: str = 'sigmoid',
+        slip: tuple[bool, bool] = (False, False),
+    ):  # of the weights of video and of audio
+        super().__init__()
+
+        def stack(way):
+            return (
+                nn.Sequential(*(SequenceBlock(dim, sequence, residual) for _ in range(blocks)))
+                if direction in ('both', way)
+                else None
+            )
+
+        self.a2v, self.v2a, self.gate, self.slip = stack('a2v'), stack('v2a'), gate, slip
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        order = [slipped if s else (lambda g: g) for s in self.slip]
+        seen, heard = x, t
+        if self.a2v is not None:
+            seen = select(x, order[0](self.a2v(t))[..., None, None], self.gate)
+        if self.v2a is not None:
+            heard = select(t, order[1](self.v2a(x.mean((-2, -1)))), self.gate)
+        return seen, heard
+
+# %% ../../nbs/models/50_selm.ipynb #fdb78812
+class Stage(nn.Module):
+    "One stage: the encoder's map to `dim` channels, DAM, BCSM."
+
+    def __init__(self, channels: int, dam: DAM, bcsm: BCSM, dim: int):
+        super().__init__()
+        self.input, self.dam, self.bcsm = (
+            nn.Sequential(Pointwise(channels, dim), nn.GroupNorm(dim // 8, dim)),
+            dam,
+            bcsm,
+        )
+
+    def forward(
+        self, m: Tensor, t: Tensor, tap: Callable = lambda name, x: x
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        "Map [B,T,C_i,h,w] and audio tokens [B,T,C] to the selected map [(B T),C,h,w], the selected tokens [(B T),C] and the tokens for the next stage [B,T,C]."
+
+        def apart(x):
+            return x.unflatten(0, m.shape[:2])
+
+        x = tap('visual', self.input(m.flatten(0, 1).flatten(2)).unflatten(2, m.shape[-2:]))
+        x, t = self.dam(x, t.flatten(0, 1))
+        x, s = self.bcsm(apart(tap('aligned', x)), apart(tap('tokens', t)))
+        return tap('selected', x.flatten(0, 1)), tap('heard', s.flatten(0, 1)), apart(t)
+
+# %% ../../nbs/models/50_selm.ipynb #2a361e1d
+class VideoAttention(nn.Module):
+    "Tokens q [N,Q,C] over pixels x [N,C,P] with positions p [C,P]: what they read [N,Q,C], each token's share of each pixel and the logits of the heat map [N,P] (details 8, 11, 13)."
+
+    def __init__(self, dim: int, assignment: str = 'soft'):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(dim, dim, bias=name != 'k') for name in 'qkv')
+        self.log_scale = (
+            nn.Parameter(torch.zeros(())) if assignment == 'hard' else None
+        )  # minus the log of the temperature
+
+    def logits(self, q: Tensor, x: Tensor, p: Tensor) -> Tensor:
+        "S [N,Q,P]."
+        q = self.q(q) @ (self.k.weight / q.shape[-1] ** 0.5)
+        return q @ x + q @ p.to(q.dtype)
+
+    def shares(self, S: Tensor) -> Tensor:
+        "Each pixel's one token, with the gradient of the softmax over tokens: [N,Q,P]."
+        S = S.float() * self.log_scale.exp()
+        if self.training:
+            return F.gumbel_softmax(S, hard=True, dim=1)
+        return torch.zeros_like(S).scatter_(1, S.argmax(1, keepdim=True), 1.0)
+
+    def forward(self, q: Tensor, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        S = self.logits(q, x, p)
+        if self.log_scale is None:
+            A, share, heat = S.softmax(-1), S.softmax(1), S[:, 1:].logsumexp(1) - S[:, 0]
+        else:
+            share = self.shares(S)
+            A, heat = share / (share.sum(-1, keepdim=True) + 1), share[:, -1]
+        return self.v(A.to(x.dtype) @ x.mT), share, heat
+
+# %% ../../nbs/models/50_selm.ipynb #1719317f
+class AVLayer(nn.Module):
+    "Tokens q [N,Q,C] that attend to the sounds [N,S,C] and the pixels of x [N,C,h,w], in the order of `kinds`: the tokens, the features for the next layer and the heat map's logits [N,1,h,w] or None."
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        kinds: tuple[str, ...] = ('audio', 'video'),
+        hearing: str = 'all',
+        assignment: str = 'soft',
+        last: bool = False,
+    ):
+        super().__init__()
+        self.kinds, self.all = kinds, hearing == 'all'
+        self.attend = nn.ModuleList(
+            Attention(dim, heads) if k == 'audio' else VideoAttention(dim, assignment) for k in kinds
+        )
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(dim, bias=not (last and i == len(kinds))) for i in range(1, len(kinds) + 1)
+        )
+        self.write = nn.Linear(dim, dim) if 'video' in kinds and not last else None
+
+    def forward(
+        self, q: Tensor, sounds: Tensor, x: Tensor, p: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        share = heat = None
+        for kind, attend, norm in zip(self.kinds, self.attend, self.norms):
+            if kind == 'video':
+                read, share, heat = attend(q, x.flatten(2), p)
+                q, heat = norm(q + read), heat.unflatten(1, (1, *x.shape[-2:]))
+            elif self.all:
+                q = norm(q + attend(q, sounds, sounds))
+            else:
+                q = torch.cat([q[:, :-1], norm(q[:, -1:] + attend(q[:, -1:], sounds, sounds))], 1)
+        if self.write is not None:
+            x = x + (self.write(q).mT @ share.to(q.dtype)).view_as(x)
+        return q, x, heat
+
+# %% ../../nbs/models/50_selm.ipynb #877be1c7
+class CLEVER(nn.Module):
+    "Cross-Level Reasoning decoder: selected maps [N,C,h_i,w_i], fine to coarse, and sounds [N,S,C] to logits [N,K,h_1,w_1] and a heat map's logits [N,1,h,w] per layer (section 4.4; details 7-12)."
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        strides: list[int],  # of the maps, fine to coarse
+        layers: int,
+        heads: int,
+        kinds: tuple[str, ...],
+        tokens: int,
+        hearing: str,
+        assignment: str,
+        head: str,
+        position: str,
+        image_size: tuple[int, int],
+    ):
+        super().__init__()
+        self.start, coarse = len(strides) - layers, strides[::-1]
+        self.tokens = nn.Parameter(torch.randn(tokens, dim))
+        self.mix = nn.ModuleList(nn.Sequential(conv_norm(2 * dim, dim, 3), nn.ReLU()) for _ in coarse[1:])
+        self.layers = nn.ModuleList(
+            AVLayer(dim, heads, kinds, hearing, assignment, last=j == layers) for j in range(1, layers + 1)
+        )
+
+        def grid(s):
+            return [-(-n // s) for n in image_size]
+
+        self.position = (
+            nn.ParameterList(torch.randn(dim, *grid(s)) * 0.02 for s in coarse[self.start :])
+            if position == 'learned'
+            else None
+        )
+        self.head = nn.Linear(dim, num_classes * (dim + 1)) if head == 'dynamic' else None
+        self.num_classes = num_classes
+
+    def places(self, j: int, x: Tensor) -> Tensor:
+        "Position code [C,P] of layer j's map x; `InputError` if a learned one has another size."
+        size = tuple(x.shape[-2:])
+        if self.position is None:
+            return sine_position([size], x.shape[1], self.tokens).mT
+        p = self.position[j]
+        check(
+            p.shape[1:] == size,
+            f"the learned positions are for maps of {' x '.join(map(str, p.shape[1:]))}, found {' x '.join(map(str, size))}; give the frames' size as image_size, or position='sine'.",
+        )
+        return p.flatten(1).clone()  # counters of operations cannot follow views of parameters
+
+    def masks(self, q: Tensor, x: Tensor) -> Tensor:
+        "Tokens [N,Q,C] and the last mixed features [N,C,h,w] to logits [N,K,h,w] (detail 10)."
+        if self.head is not None:
+            w, b = self.head(q[:, -1]).unflatten(-1, (self.num_classes, -1)).split([x.shape[1], 1], -1)
+        else:
+            w, b = q / x.shape[1] ** 0.5, 0
+            if self.num_classes == 1:
+                w = w[:, 1:] - w[:, :1]
+        return (w @ x.flatten(2) + b).unflatten(2, x.shape[-2:])
+
+    def forward(
+        self, maps: list[Tensor], sounds: Tensor, tap: Callable = lambda name, x: x
+    ) -> tuple[Tensor, list[Tensor]]:
+        x, q, heats = maps[-1], self.tokens.repeat(len(sounds), 1, 1), []
+        for j, m in enumerate(maps[::-1]):
+            if j:
+                x = self.mix[j - 1](torch.cat([enlarge(x, m.shape[-2:]), m], 1))
+            if (l := j - self.start) < 0:
+                continue
+            mixed = tap(f'layer{l + 1}.mixed', x)
+            q, x, heat = self.layers[l](q, sounds, mixed, self.places(l, mixed))
+            if heat is not None:
+                heats.append(tap(f'layer{l + 1}.heat', heat))
+        return self.masks(tap('decoded', q), tap('fus_out', x)), heats
+
+# %% ../../nbs/models/50_selm.ipynb #70c9027d
+class SingleLevel(nn.Module):
+    "AVSegFormer's decoder on selected maps [N,C,h_i,w_i], fine to coarse, and sounds [N,S,C]: logits [N,K,h_1,w_1] and the mixer's mask [N,1,h_1,w_1] (Table 3, w.o. CLEVER)."
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        heads: int,
+        queries: int,
+        layers: int,
+        pixel_mlp: int,
+        dropout: float,
+        mixer: str,
+    ):
+        super().__init__()
+        self.generator = QueryGenerator(dim, heads, queries, layers, 4 * dim, dropout)
+        self.learned, self.level = nn.Parameter(torch.randn(queries, dim)), nn.Parameter(torch.randn(3, dim))
+        self.decoder = nn.ModuleList(
+            QueryLayer(dim, heads, 8 * dim, dropout, bias=True) for _ in range(layers)
+        )
+        self.smooth, self.mixer = nn.Sequential(conv_norm(dim, dim, 3), nn.ReLU()), Mixer(dim, heads, mixer)
+        widths = (queries, *2 * (pixel_mlp,), dim)
+        convs = [nn.Conv2d(i, o, 1) for i, o in zip(widths, widths[1:])]
+        self.mlp, self.head = (
+            nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2]),
+            Head(dim, num_classes),
+        )
+
+    def forward(
+        self, maps: list[Tensor], sounds: Tensor, tap: Callable = lambda name, x: x
+    ) -> tuple[Tensor, list[Tensor]]:
+        audio, coarse = sounds.mean(1), maps[-3:]
+        memory, sizes = flatten_levels(coarse)
+        level = torch.cat([e.expand(h * w, -1) for e, (h, w) in zip(self.level, sizes)])
+        q, keys = (
+            self.generator(audio) + self.learned,
+            memory + sine_position(sizes, memory.shape[-1], self.level) + level,
+        )
+        for layer in self.decoder:
+            q = layer(q, keys, memory)
+        fine = coarse[0] if len(maps) == 3 else maps[0] + enlarge(maps[1], maps[0].shape[-2:])
+        mixed = self.mixer(self.smooth(fine), audio)
+        by_query = torch.einsum('nqc,nchw->nqhw', tap('decoded', q), mixed)
+        return self.head(tap('fus_out', mixed + self.mlp(by_query))), [mixed.mean(1, keepdim=True)]
 
 # %% ../../nbs/models/50_selm.ipynb #9e2fee3a
-@register_model('selm')
-class SelM(HeatLoss, AVSModel):
-    "SelM (paper, section 4; facts, sections 0.7, 4 and 6). `InputError` for options out of range."
+def _settings(spec: str, given: dict) -> dict:
+    "The options that `spec` decides, those that are not None taken from `given`; `InputError` for a value that is none of `CHOICES`."
+    if spec not in SPECS:
+        raise unknown('spec of selm', spec, SPECS)
+    chosen = {k: SPECS[spec].get(k) if v is None else v for k, v in given.items()}
+    for k, v in chosen.items():
+        if not any(v is c or (v == c and type(v) is type(c)) for c in CHOICES[k]):
+            raise unknown(f'value of {k}', v, [str(c) for c in CHOICES[k]])
+    return chosen
 
-    Options, specs, choices = SelMOptions, SELM_SPECS, SELM_CHOICES
-    tiny = dict(tiny=dict(dim=32, heads=4, blocks=1, queries=6, decoder_layers=1, image_size=64))
+
+@register_model('selm')
+class SelM(AVSModel):
+    "SelM (paper, section 4; facts, sections 0.7, 4 and 6). `spec` sets the options from `align` to `position`, see `SPECS`. `InputError` for options out of range."
+
+    specs = ('paper', 'code')
     loss = MappingProxyType(dict(dice_squared=1.0, ce=1.0, aux1=0.001, aux2=0.01, aux3=0.1))
 
-    def __init__(self, visual: nn.Module, audio: nn.Module, **given: Any):
-        super().__init__(visual, audio, **given)
-        o = self.options
-        check_options(o)
-        self.levels, self.first = o.levels, 5 - o.levels
-        self.audio_proj = nn.Sequential(nn.Linear(audio.dim, o.dim), nn.LayerNorm(o.dim))
-        channels = enumerate(visual.channels[-o.levels :], self.first)
-        self.stages = nn.ModuleList(selm_stage(o, i, C) for i, C in channels)
-        self.decoder = selm_decoder(o, self.num_classes, self.spec)
-        self.own = own_weights(o.clever, o.layers) if o.auxiliary else {}
-        dice = dict(dice_squared=1.0) if o.dice and self.num_classes == 1 else {}
-        self.loss = MappingProxyType(dice | dict(ce=1.0) | self.own)
+    def __init__(
+        self,
+        visual: nn.Module,
+        audio: nn.Module,
+        num_classes: int = 1,
+        frozen: tuple[str, ...] = ('audio',),
+        dim: int = 256,  # channels of every stage and token
+        levels: int = 4,  # coarsest visual levels used; 3 leaves out the finest
+        dam: str = 'dam',
+        dam_direction: str = 'both',  # Tables 3, 4: 'dam', 'add', 'concat' or 'none'; Table 6: 'both', 'a2v' or 'v2a'
+        bcsm: str = 'both',  # Tables 3, 7: 'both', 'a2v', 'v2a' or 'none'
+        sequence: str = 'mamba',  # in BCSM: 'mamba', or 'mlp', 'gru', 'attention' with as many parameters
+        blocks: int = 3,  # of BCSM, per stage and modality
+        clever: bool | str = True,  # Table 5: or 'no_audio', 'no_video'; Table 3: or 'avsegformer'
+        layers: int = 3,
+        heads: int = 8,  # of CLEVER; of its audio attention
+        dice: bool = True,
+        auxiliary: bool = True,  # Table 8: the loss terms beside the cross entropy
+        dropout: float = 0.1,  # in DAM
+        queries: int = 300,
+        decoder_layers: int = 6,
+        pixel_mlp: int | None = None,  # of AVSegFormer's decoder; None: 8 dim
+        align: str | None = None,
+        residual: str | None = None,
+        gate: str | None = None,
+        slip: bool | None = None,
+        hearing: str | None = None,
+        assignment: str | None = None,
+        head: str | None = None,
+        position: str | None = None,  # None: as `spec` says
+        image_size: int | tuple[int, int] = 224,  # of the frames (H, W), for learned positions
+        spec: str = 'paper',
+    ):
+        super().__init__(visual, audio, num_classes, frozen)
+        o = _settings(
+            spec,
+            dict(
+                dam=dam,
+                dam_direction=dam_direction,
+                bcsm=bcsm,
+                sequence=sequence,
+                clever=clever,
+                align=align,
+                residual=residual,
+                gate=gate,
+                slip=slip,
+                hearing=hearing,
+                assignment=assignment,
+                head=head,
+                position=position,
+            ),
+        )
+        check(
+            dim % 8 == 0 and dim % heads == 0,
+            f"dim is {dim}; expected a multiple of 8 and of the {heads} heads.",
+        )
+        check(levels in (3, 4), f"levels is {levels}; SelM reads 3 or 4 of the visual maps.")
+        check(1 <= layers <= levels, f"layers is {layers}; expected 1 to {levels}, the number of levels.")
+        check(
+            blocks >= 1 and queries >= 1 and decoder_layers >= 1,
+            f"{blocks} blocks, {queries} queries and {decoder_layers} decoder layers; expected at least 1 of each.",
+        )
+        self.levels, self.first, self.hard = levels, 5 - levels, o['assignment'] == 'hard'
+        if clever == 'no_audio':
+            bcsm = {'both': 'a2v', 'v2a': 'none'}.get(bcsm, bcsm)  # nothing would hear what V2A selects
+        self.audio_proj = nn.Sequential(nn.Linear(audio.dim, dim), nn.LayerNorm(dim))
+        self.stages = nn.ModuleList(
+            Stage(
+                C,
+                DAM(dim, dam, dam_direction, o['align'], dropout),
+                BCSM(dim, bcsm, sequence, blocks, o['residual'], o['gate'], (o['slip'], o['slip'] and i > 1)),
+                dim,
+            )
+            for i, C in enumerate(visual.channels[-levels:], self.first)
+        )
+        if clever == 'avsegformer':
+            self.decoder = SingleLevel(
+                dim,
+                num_classes,
+                heads,
+                queries,
+                decoder_layers,
+                pixel_mlp or 8 * dim,
+                dropout,
+                'gate' if spec == 'code' else 'channels',
+            )
+        else:
+            kinds = dict(no_audio=('video', 'video'), no_video=('audio', 'audio')).get(
+                clever, ('audio', 'video')
+            )
+            tokens = max(num_classes, 2) if o['head'] == 'dot' else 2
+            size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+            self.decoder = CLEVER(
+                dim,
+                num_classes,
+                [4, 8, 16, 32][-levels:],
+                layers,
+                heads,
+                kinds,
+                tokens,
+                o['hearing'],
+                o['assignment'],
+                o['head'],
+                o['position'],
+                size,
+            )
+        self.own = self.own_weights(clever, layers) if auxiliary else {}
+        self.loss = MappingProxyType(
+            (dict(dice_squared=1.0) if dice and num_classes == 1 else {}) | dict(ce=1.0) | self.own
+        )
+
+    @staticmethod
+    def own_weights(clever: bool | str, layers: int) -> dict[str, float]:
+        "Weights of the auxiliary terms (section 4.5): 0.1 for the last layer, a tenth for each one before; AVSegFormer's decoder has its own."
+        if clever == 'avsegformer':
+            return dict(mix=0.1)
+        return (
+            {}
+            if clever == 'no_video'
+            else {f'aux{l}': float(f'1e{l - layers - 1}') for l in range(1, layers + 1)}
+        )
 
     def dead_parameters(self) -> list[str]:
-        "All of the attention's A2V direction but the bias that is left of it (facts, section 0.7)."
-        inert = [j for j, s in enumerate(self.stages) if isinstance(s.dam.a2v, AttentionAlign)]
-        begin = tuple(f'stages.{j}.dam.a2v.' for j in inert)
-        names = [n for n, _ in self.named_parameters() if n.startswith(begin)]
-        return [n for n in names if not n.endswith('project.0.bias')]
-
-    def mixes_clips(self) -> str | None:
-        return 'the slip: gates of one clip meet frames of another (detail 6)' if self.options.slip else None
+        "Names of the trainable parameters that the output does not depend on: all of the attention's A2V direction but the bias that is left of it (facts, section 0.7)."
+        inert = tuple(
+            f'stages.{j}.dam.a2v.' for j, s in enumerate(self.stages) if isinstance(s.dam.a2v, AttentionAlign)
+        )
+        return [
+            n for n, _ in self.named_parameters() if n.startswith(inert) and not n.endswith('project.0.bias')
+        ]
 
     def tap_names(self) -> list[str]:
-        """Per stage i (1 finest to 4 coarsest), per layer of CLEVER, and the rest.
-
-        visual, aligned (F^a), selected (F^s) [B,T,C,h,w]; tokens, heard (T^s) [B,T,C]. mixed [B,T,C,h,w],
-        heat [B,T,1,h,w]. decoded [B,T,Q,C]; fus_out [B,T,C,h,w], what the mask is made of.
-        """
-        of_stage, names = ('visual', 'aligned', 'selected', 'tokens', 'heard'), []
-        for i in range(self.first, 5):
-            names += [f'stage{i}.{n}' for n in of_stage]
-        if not isinstance(self.decoder, SingleLevel):
-            for j, layer in enumerate(self.decoder.layers, 1):
-                names += [f'layer{j}.mixed'] + [f'layer{j}.heat'] * ('video' in layer.kinds)
-        return names + ['decoded', 'fus_out']
+        "Per stage i (1 finest to 4 coarsest): visual, aligned (F^a), selected (F^s) [B,T,C,h,w]; tokens, heard (T^s) [B,T,C]. Per layer of CLEVER: mixed [B,T,C,h,w], heat [B,T,1,h,w]. decoded [B,T,Q,C]; fus_out [B,T,C,h,w], what the mask is made of."
+        stages = [
+            f'stage{i}.{n}'
+            for i in range(self.first, 5)
+            for n in ('visual', 'aligned', 'selected', 'tokens', 'heard')
+        ]
+        if isinstance(self.decoder, SingleLevel):
+            return stages + ['decoded', 'fus_out']
+        names = ('mixed', 'heat') if 'video' in self.decoder.layers[0].kinds else ('mixed',)
+        return (
+            stages
+            + [f'layer{l}.{n}' for l in range(1, len(self.decoder.layers) + 1) for n in names]
+            + ['decoded', 'fus_out']
+        )
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
-        "`Features` to logits [B,T,K,H,W] at `size`, or at the finest map's resolution if None."
+        "`Features` to logits [B,T,K,H,W] at `size`, or at the finest map's resolution if None; aux 'heat' are the logits of the heat maps [B,T,1,h,w]."
         t, maps, sounds = self.audio_proj(features.audio_vector), [], []
         B = t.shape[0]
         for i, (stage, m) in enumerate(zip(self.stages, features.visual[-self.levels :]), self.first):
-            x, s, t = stage(m, t, self.tapping(f'stage{i}.', B))
+            x, s, t = stage(m, t, lambda name, y: self.tap(f'stage{i}.{name}', y, B))
             maps.append(x)
             sounds.append(s)
-        z, heats = self.decoder(maps, torch.stack(sounds, 1), self.tapping('', B))
-        return Output(by_clip(resize(z, size), B), dict(heat=[by_clip(h, B) for h in heats]))
+        z, heats = self.decoder(maps, torch.stack(sounds, 1), lambda name, y: self.tap(name, y, B))
+
+        def apart(y):
+            return y.unflatten(0, (B, -1))
+
+        return Output(apart(enlarge(z, size)), dict(heat=[apart(h) for h in heats]))
+
+    def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
+        "aux1, aux2, ... ('mix' with AVSegFormer's decoder): squared Dice of each heat map, enlarged to the target, against 'any class' (Eq. 7; detail 13)."
+        any_class = ((target > 0) & (target != VOID)).long().masked_fill(target == VOID, VOID)
+
+        def dice(heat: Tensor) -> Tensor:
+            h, size = heat.flatten(0, 1).float(), tuple(target.shape[-2:])
+            h = F.interpolate(h, size) if self.hard else enlarge(h, size)
+            return dice_loss(h.unflatten(0, target.shape[:2]), any_class, supervised, squared=True)
+
+        return {name: dice(h) for name, h in zip(self.own, output.aux['heat'])}

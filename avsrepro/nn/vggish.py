@@ -85,13 +85,13 @@ class YAMNet(AudioBackbone):
         "AudioSet scores [N,521] in 0..1 (index 0 is Speech)."
         return self.net.classifier(self(mel)[0]).sigmoid()
 
-# %% ../../nbs/nn/18_vggish.ipynb #2376b3f0
+# %% ../../nbs/nn/18_vggish.ipynb #020e7e82
 def _mean_and_difference(x: torch.Tensor) -> torch.Tensor:
     "[(n 2),C,...], left before right, to [n,2C,...]."
     left, right = x[0::2], x[1::2]
     return torch.cat([(left + right) / 2, left - right], 1)
 
-
+# %% ../../nbs/nn/18_vggish.ipynb #2376b3f0
 class Stereo(AudioBackbone):
     """Both channels of a log-mel [N,2,96,64] through one network.
 

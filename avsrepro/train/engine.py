@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from ..core.errors import check, unknown
 from ..core.seeding import rng, seed_everything, seed_of
-from ..metrics.segmentation import BinaryScorer, SemanticScorer, frame_jaccard, pixel_counts
+from ..metrics.segmentation import BinaryScorer, frame_jaccard, pixel_counts
+from ..metrics.semantic import SemanticScorer
 from ..models.base import AVSModel, Output
 from ..nn.features import encoder_key
 from .batches import Batch, ClipSource, FeatureSource, Silenced, Source, predict
