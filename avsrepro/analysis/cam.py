@@ -38,7 +38,7 @@ def watch(model: AVSModel, name: str) -> Iterator[dict[str, Tensor]]:
         del model.tap
 
 # %% ../../nbs/analysis/30_cam.ipynb #5fe59f78
-def _features(model: AVSModel, inputs: Features | tuple[Tensor, Tensor]) -> Features:
+def _encoded(model: AVSModel, inputs: Features | tuple[Tensor, Tensor]) -> Features:
     "Encoded inputs on the model's device, cut off from whatever made them."
     device = next(model.parameters()).device
     if not isinstance(inputs, Features):
@@ -112,7 +112,7 @@ def grad_cam(
 
     The model is left as it was. `InputError` for a tap that decoding does not pass."""
     with _evaluated(model, tap) as caught, torch.enable_grad():
-        logits = model.decode(_features(model, inputs)).logits
+        logits = model.decode(_encoded(model, inputs)).logits
         A = _passed(caught, tap)
         score = mask_score(logits, predicted_region(logits.detach()) if region is None else region)
         (gradient,) = torch.autograd.grad(score, A, allow_unused=True, materialize_grads=True)
@@ -129,7 +129,7 @@ def feature_map(
 ) -> Tensor:
     "Mean absolute activation over channels, [B,T,h,w] on the CPU; `InputError` as in `grad_cam`."
     with _evaluated(model, tap) as caught, torch.no_grad():
-        features = _features(model, inputs)
+        features = _encoded(model, inputs)
         model.decode(features)
     A = _passed(caught, tap)
     maps = rearrange(A.abs().mean(1), '(b t) h w -> b t h w', b=len(features.audio_vector)).cpu()

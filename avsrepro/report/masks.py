@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..analysis.masks import NAMED, RATES, Marks, Pictured, frame_scores
+from ..analysis.masks import NAMED, RATES, Marks, Pictured, shown_scores
 from ..experiments.schema import Experiment
 from ..metrics.statistics import NOTHING, Interval
 from .figures import intervals_of
@@ -86,11 +86,11 @@ def more_or_less(difference: Interval) -> str:
 def frames_table(
     picks: Sequence[Mapping[str, Any]], shown: Sequence[Pictured], names: Sequence[str]
 ) -> pd.DataFrame:
-    "A line for every pick and model: what stands in the pick, `row`, and `frame_scores` in percent."
+    "A line for every pick and model: what stands in the pick, `row`, and `shown_scores` in percent."
     lines = []
     for pick, p in zip(picks, shown):
         for name, mask in zip(names, p.masks):
-            lines.append(dict(**pick, row=name, **frame_scores(p.truth, mask)))
+            lines.append(dict(**pick, row=name, **shown_scores(p.truth, mask)))
     return pd.DataFrame(lines)
 
 
