@@ -169,7 +169,8 @@ def test_mixture(clips):
 
 def test_features_of_a_mixture_are_those_of_its_clips(clips, tmp_path):
     from avsrepro.models import create_model
-    from avsrepro.nn.features import ClipFeatures, FeatureCache
+    from avsrepro.nn.clips import encode_clips
+    from avsrepro.nn.features import FeatureCache
 
     model, cache = (
         create_model(
@@ -185,7 +186,7 @@ def test_features_of_a_mixture_are_those_of_its_clips(clips, tmp_path):
     )
     args = model.visual, model.audio
     mixture = Mixture(clips, 0.5)
-    plain, mixed = (ClipFeatures(*args, c, cache, progress=False).stats for c in (clips, mixture))
+    plain, mixed = (encode_clips(*args, c, cache, progress=False).stats for c in (clips, mixture))
     others = {mixture.negatives['offscreen'].source.pairs[k] for c, k in mixture.plan if c == 'offscreen'}
     assert mixed['unique_frames'] == plain['unique_frames'] and mixed['unique_sounds'] == plain[
         'unique_sounds'

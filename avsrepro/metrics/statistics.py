@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'VERDICTS', 'Interval', 't_interval', 'per_clip_mean', 'paired_bootstrap', 'over_clips', 'draws',
-           'weighted_mean', 'of_draws', 'rank_agreement', 'verdict']
+           'weighted_mean', 'of_draws', 'rank_agreement', 'verdict', 'word_of', 'two_figures', 'in_figures']
 
 # %% ../../nbs/metrics/40_statistics.ipynb #7884a60b
 import math
@@ -195,3 +195,34 @@ def verdict(
     if low <= published_delta <= high or 0.5 <= ours / published_delta <= 2:
         return 'reproduced'
     return 'direction reproduced'
+
+# %% ../../nbs/metrics/40_statistics.ipynb #dd8f37d5
+def word_of(
+    i: Interval,
+    above: str = 'higher',
+    below: str = 'lower',
+    otherwise: str = 'open',
+    within: str = 'the same within a point',  # '' where nearness to zero is not asked for
+    margin: float = 1.0,
+) -> str:
+    """The word for a difference with its interval, in the unit of `margin`.
+
+    `above` or `below` where the whole interval is; `within` where it holds zero and ends within `margin`
+    of it on both sides; `otherwise` for the rest, an interval without ends included."""
+    if i.side:
+        return above if i.side > 0 else below
+    near = bool(within) and -margin <= i.low and i.high <= margin
+    return within if near else otherwise
+
+# %% ../../nbs/metrics/40_statistics.ipynb #464c19a0
+def two_figures(v: float) -> str:
+    "`0.0012`, `3.4e-07`; `0` for nothing at all, `-` where there is no value."
+    if not math.isfinite(v):
+        return '-'
+    return '0' if v == 0 else f'{v:.2g}'
+
+
+def in_figures(i: Interval) -> str:
+    "An interval in two figures."
+    ends = f' [{i.low:.2g}, {i.high:.2g}]' if math.isfinite(i.low) and i.value != 0 else ''
+    return two_figures(i.value) + ends
