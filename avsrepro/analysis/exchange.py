@@ -79,4 +79,4 @@ def by_frame(ids: Sequence[str], values: Mapping[str, ArrayLike | Tensor]) -> pd
     arrays = {k: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in values.items()}
     B, T = next(iter(arrays.values())).shape
     which = dict(id=np.repeat(list(ids), T), frame=np.tile(np.arange(T), B))
-    return pd.DataFrame(which | {k: v.reshape(-1) for k, v in arrays.items()})
+    return pd.DataFrame(which | {k: v.reshape(-1).astype(float) for k, v in arrays.items()})

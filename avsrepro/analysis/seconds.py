@@ -23,9 +23,9 @@ from ..models.base import AVSModel
 from ..nn.features import Features
 from ..train.batches import Batch, Source
 
-# %% ../../nbs/analysis/67_seconds.ipynb #e234bb03
+# %% ../../nbs/analysis/67_seconds.ipynb #1943f5db
 def shuffle(clip: str, T: int, t: int) -> np.ndarray:
-    "All T seconds of a clip in an order in which t keeps its place and, from three seconds on, no other does."
+    "All T seconds of a clip in an order in which t keeps its place and, from three on, no other does."
     others, r = np.delete(np.arange(T), t), rng('order of the other seconds', clip, t)
     order = r.permutation(others)
     while T > 2 and (order == others).any():
