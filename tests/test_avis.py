@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from avsrepro.core.errors import InputError
-from avsrepro.data.avis import AVISConfig, open_avis, write_avis
+from avsrepro.data.avis import open_avis
+from avsrepro.data.avis_scenes import AVISConfig, write_avis
 
 CONFIG = AVISConfig(size=24, frames=4, train=1, val=1, test=1)
 

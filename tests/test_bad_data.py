@@ -13,7 +13,8 @@ from PIL import Image
 from avsrepro.core.errors import InputError
 from avsrepro.data.audio import log_mel, read_audio, robust_log_mel
 from avsrepro.data.check import check_dataset
-from avsrepro.data.layouts import Clip, metadata_row, open_dataset, write_clip, write_metadata
+from avsrepro.data.clips import Clip, metadata_row, open_dataset, write_clip
+from avsrepro.data.layouts import write_metadata
 from avsrepro.data.pickles import load_log_mel, save_log_mel
 
 SOUND = 0.1 * torch.sin(torch.arange(80_000) / 5)[None]

@@ -1,4 +1,4 @@
-"""The command line: bad input is one line and exit code 2; a smoke run writes all files, the second call trains nothing."""
+"The command line: bad input is one line and exit code 2; a smoke run writes all files, once."
 
 import csv
 import json
@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from avsrepro import cli
 from avsrepro.core.paths import repo_root
-from avsrepro.report.tables import COLUMNS
+from avsrepro.report.tables import RESULT_COLUMNS
 
-NOTEBOOK = repo_root() / 'nbs' / 'experiments' / 'sdavs_tab03_modules.ipynb'
+NOTEBOOK = repo_root() / 'nbs' / 'papers' / 'sdavs' / 'tab03_modules.ipynb'
 
 
 def fails(capsys, monkeypatch, *args) -> str:
@@ -132,7 +132,7 @@ def test_smoke_writes_every_file(smoke):
     } <= {p.name for p in smoke.iterdir()}
     with (smoke / 'table.csv').open() as f:
         rows = list(csv.DictReader(f))
-    assert list(rows[0]) == COLUMNS
+    assert list(rows[0]) == RESULT_COLUMNS
     assert {(r['row'], r['setting'], r['metric']) for r in rows} == {
         (n, s, m)
         for n in ('w/o SNRP', 'w/o DAMF', 'SDAVS(Ours)', 'audio zeroed')

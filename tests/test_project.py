@@ -1,4 +1,4 @@
-"The project holds together: one list of dependencies, a README that is what it claims, notebooks and modules that are whole."
+"The project holds together: one list of dependencies, a true README, whole notebooks and modules."
 
 import importlib.util
 import json
@@ -8,8 +8,7 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import cache
 
 import nbformat
 import pytest
@@ -83,7 +82,7 @@ def test_ci_runs_the_second_command_of_readme():
 
 def test_links_of_readme_lead_somewhere():
     links = re.findall(r'\]\((?![a-z]+:|#)([^)\s]+)\)', (ROOT / 'README.md').read_text(encoding='utf-8'))
-    assert links and not [l for l in links if not (ROOT / l).exists()]
+    assert links and not [link for link in links if not (ROOT / link).exists()]
 
 
 # notebooks
@@ -105,13 +104,12 @@ def test_notebook_is_valid(path):
     assert not [o for c in nb['cells'] for o in c.get('outputs', ()) if o['output_type'] == 'error']
 
 
-LOCAL = re.compile(
-    r'(?<![\w.)\]}>~*])(?:/(?:home|Users|root|work|tmp|opt|mnt|srv|media|private|var|usr)/|[A-Z]:\\+Users\\+)[^\s"\'`]*'
-)
+ROOTS = r'/(?:home|Users|root|work|tmp|opt|mnt|srv|media|private|var|usr)/'
+LOCAL = re.compile(rf'(?<![\w.)\]}}>~*])(?:{ROOTS}|[A-Z]:\\+Users\\+)[^\s"\'`]*')
 
 
 def texts(nb):
-    "All that a reader sees of a notebook as text: sources, printed output, and representations other than pictures."
+    "All that a reader sees of a notebook as text: sources, printed output, all but pictures."
     for c in nb['cells']:
         yield ''.join(c['source'])
         for o in c.get('outputs', ()):
@@ -157,17 +155,25 @@ import torch, timm
 for name in sys.argv[1:]:
     child = os.fork()
     if child == 0:
-        try: importlib.import_module(name)
-        except BaseException: traceback.print_exc(); sys.stderr.write(f"cannot import {name}\\n"); sys.stderr.flush(); os._exit(1)
+        try:
+            importlib.import_module(name)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.write(f"cannot import {name}\\n")
+            sys.stderr.flush()
+            os._exit(1)
         os._exit(0)
-    if os.waitpid(child, 0)[1]: print(name)
+    if os.waitpid(child, 0)[1]:
+        print(name)
 '''
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 def test_every_module_can_be_imported_first():
-    """Each module is the first of the package that its process imports, so it does not lean on what another one has imported.
-    The processes are forks of one that has imported torch and timm and nothing of the package; `.ci/run` does the same in processes that are wholly new."""
+    """Each module is the first of the package that its process imports, so it leans on no other import.
+
+    The processes are forks of one that has imported torch and timm and nothing of the package;
+    `.ci/run` does the same in processes that are wholly new."""
     modules = [name_of(p).removesuffix('.py').removesuffix('/__init__').replace('/', '.') for p in SOURCES]
     done = subprocess.run(
         [sys.executable, '-c', IMPORTS, *modules], capture_output=True, text=True, cwd=ROOT, timeout=300

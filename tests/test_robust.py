@@ -30,7 +30,7 @@ from avsrepro.data.negatives import (
     stored_files,
     write_negatives,
 )
-from avsrepro.metrics.robust import RobustScorer, ceilings, combine, floor_f
+from avsrepro.metrics.robust import RobustScorer, ceilings, floor_f, global_scores
 
 S4 = ['dog_barking', 'playing_violin', 'race_car', 'female_singing', 'dog_barking', 'lawn_mowing']
 MS3 = ['dog_man', 'piano', 'gun_bird', 'violin', 'cat', 'keyboard']
@@ -174,7 +174,8 @@ def test_mixture(clips):
 
 def test_features_of_a_mixture_are_those_of_its_clips(clips, tmp_path):
     from avsrepro.models import create_model
-    from avsrepro.nn.features import ClipFeatures, FeatureCache
+    from avsrepro.nn.clips import encode_clips
+    from avsrepro.nn.features import FeatureCache
 
     model, cache = (
         create_model(
@@ -190,7 +191,7 @@ def test_features_of_a_mixture_are_those_of_its_clips(clips, tmp_path):
     )
     args = model.visual, model.audio
     mixture = Mixture(clips, 0.5)
-    plain, mixed = (ClipFeatures(*args, c, cache, progress=False).stats for c in (clips, mixture))
+    plain, mixed = (encode_clips(*args, c, cache, progress=False).stats for c in (clips, mixture))
     others = {mixture.negatives['offscreen'].pairs[k] for c, k in mixture.plan if c == 'offscreen'}
     assert mixed['unique_frames'] == plain['unique_frames'] and mixed['unique_sounds'] == plain[
         'unique_sounds'
@@ -322,12 +323,12 @@ def test_ceilings():
 
 def test_a_printed_row():
     "AVSBench + Ours on S4, Table 8, lambda = 0.8: three equal negatives."
-    G = combine(dict(J=0.7897, F=0.8878), {c: dict(J=0.0016, F=0.2260, fpr=0.0) for c in 'abc'})
+    G = global_scores(dict(J=0.7897, F=0.8878), {c: dict(J=0.0016, F=0.2260, fpr=0.0) for c in 'abc'})
     assert abs(100 * G['G-mIoU'] - 88.18) < 0.01 and abs(100 * G['G-F'] - 82.70) < 0.01 and G['G-FPR'] == 0
 
 
 def test_conditions_count_alike():
-    G = combine(
+    G = global_scores(
         dict(J=0.5, F=0.5), dict(a=dict(J=0.2, F=0.1, fpr=0.3), b=dict(J=0.6, F=0.5, fpr=0.1)), 'robust-fixed'
     )
     assert (
@@ -335,7 +336,7 @@ def test_conditions_count_alike():
         and math.isclose(G['G-F'], 2 * 0.5 * 0.3 / 0.8)
         and math.isclose(G['G-FPR'], 0.2)
     )
-    assert combine(dict(J=0.0, F=0.0), dict(a=dict(J=1.0, F=1.0, fpr=1.0)))['G-F'] == 0
+    assert global_scores(dict(J=0.0, F=0.0), dict(a=dict(J=1.0, F=1.0, fpr=1.0)))['G-F'] == 0
 
 
 def test_batches_do_not_matter_but_for_f():

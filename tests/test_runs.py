@@ -14,14 +14,14 @@ import torch
 
 from avsrepro.core.paths import atomic_write
 from avsrepro.core.seeding import generator
-from avsrepro.data.layouts import Clip
-from avsrepro.train.engine import run
+from avsrepro.data.clips import Clip
 from avsrepro.train.jobs import run_all
+from avsrepro.train.running import run
 from avsrepro.train.store import RunSpec, RunStore
 
 torch.set_num_threads(1)
 servers = multiprocessing.get_context('forkserver')
-servers.set_forkserver_preload(['avsrepro.train.jobs', 'avsrepro.models'])
+servers.set_forkserver_preload(['avsrepro.models', 'avsrepro.train.engine', 'avsrepro.train.jobs', 'timm'])
 
 
 class Listed(list):

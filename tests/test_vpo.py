@@ -8,16 +8,14 @@ import torch
 from PIL import Image
 
 from avsrepro.core.errors import InputError
+from avsrepro.data.stereo import pan, require_stereo, stereo_mel
 from avsrepro.data.vpo import (
     VPO_CLASSES,
     VPO_SETTINGS,
     Sample,
-    Source,
+    SoundSource,
     VPOData,
     held_out,
-    pan,
-    require_stereo,
-    stereo_mel,
     to_clip,
     vpo_table,
     write_sample,
@@ -34,7 +32,7 @@ def sample_of(setting, image=42, split='train', positions=(0.25, 0.75)):
     mask[4:8, 15:20] = 255
     name = f'{image:012d}_{7:012d}' if setting == 'vpo-ss' else f'{image:012d}'
     sources = tuple(
-        Source(c, WAV, p)
+        SoundSource(c, WAV, p)
         for c, p in zip(('dog', 'cell phone'), positions[:1] if setting == 'vpo-ss' else positions)
     )
     return Sample(name, setting, split, setting, np.full((16, 24, 3), 90, np.uint8), mask, sources)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..models.base import AVSModel
 
 # %% auto #0
-__all__ = ['TABLE_X', 'Parameters', 'count_parameters', 'count_macs', 'count_clip', 'PeakMemory', 'peak_memory',
-           'frames_per_second']
-
-# %% ../../nbs/analysis/50_efficiency.ipynb #10073cef
-class Parameters(NamedTuple):
-    "Numbers of parameters; a parameter that is shared counts once."
-
-    total: int
-    trainable: int
-
-
-def count_parameters(model: nn.Module) -> Parameters:
-    "All parameters of `model` and those that are trained."
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return Parameters(sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns))
+__all__ = ['TABLE_X', 'count_macs', 'count_clip', 'PeakMemory', 'peak_memory', 'frames_per_second']
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #47d90a9c
 def count_macs(model: nn.Module, *inputs: Tensor, depth: int | None = None) -> int | dict[str, int]:

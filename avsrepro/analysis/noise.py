@@ -17,7 +17,7 @@ from ..core.identity import code_hash
 from ..core.seeding import generator, rng
 from ..data.assets import open_bank
 from ..data.audio import SAMPLE_RATE, brownian_noise, fit_examples, log_mel, mix, mix_at_snr
-from ..data.negatives import Derived, sound_of
+from ..data.derived import Derived, sound_of
 
 # %% ../../nbs/analysis/45_noise.ipynb #336e113b
 def rolling_train(samples: int, draw: np.random.Generator) -> Tensor:

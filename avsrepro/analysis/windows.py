@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import check
-from ..data.layouts import Clip
+from ..data.clips import Clip
 from ..models.base import AVSModel
 
 # %% ../../nbs/analysis/60_windows.ipynb #08a2d26d

@@ -12,7 +12,10 @@ from dataclasses import fields
 
 # %% ../../nbs/core/00_errors.ipynb #566cbe82
 class InputError(ValueError):
-    "Bad input, in one sentence: what was given, where, and what was expected. The command line exits with code 2."
+    """Bad input, in one sentence: what was given, where, and what was expected.
+
+    The command line exits with code 2.
+    """
 
 # %% ../../nbs/core/00_errors.ipynb #6294799f
 def unknown(

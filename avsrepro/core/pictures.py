@@ -27,23 +27,24 @@ def _opaque(image: Image.Image) -> bool:
 
 def in_few_colours(png: bytes, colours: int = 256) -> bytes:
     "A PNG with a palette; the same bytes where that saves less than a quarter."
-    image = Image.open(io.BytesIO(png)).convert('RGBA')
-    small = (
-        image.convert('RGB').quantize(colours, dither=Image.Dither.NONE)
-        if _opaque(image)
-        else image.quantize(colours, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    )
+    image, plain = Image.open(io.BytesIO(png)).convert('RGBA'), Image.Dither.NONE
+    if _opaque(image):
+        small = image.convert('RGB').quantize(colours, dither=plain)
+    else:
+        small = image.quantize(colours, method=Image.Quantize.FASTOCTREE, dither=plain)
     small = _saved(small, 'PNG')
     return small if len(small) < len(png) * 3 // 4 else png
 
-
+# %% ../../nbs/core/60_pictures.ipynb #0d676232
 def preview(png: bytes, width: int = 800, colours: int = 64) -> tuple[str, bytes]:
-    "A picture for a page that has the figure itself beside it: at most `width` pixels wide, as 'image/png' with `colours` or 'image/jpeg', whichever is smaller."
+    """A picture for a page that has the figure itself beside it: at most `width` pixels wide.
+
+    It is 'image/png' with `colours`, or 'image/jpeg', whichever is smaller.
+    """
     image = Image.open(io.BytesIO(png)).convert('RGBA')
     if image.width > width:
-        image = image.resize(
-            (width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS
-        )
+        height = max(1, round(image.height * width / image.width))
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
     as_png = in_few_colours(_saved(image, 'PNG'), colours)
     as_jpeg = _saved(image.convert('RGB'), 'JPEG', quality=80) if _opaque(image) else as_png
     return ('image/jpeg', as_jpeg) if len(as_jpeg) < len(as_png) else ('image/png', as_png)
@@ -60,26 +61,28 @@ def styles_once(svg: str) -> str:
     svg = svg[: sheet.end()] + rules + svg[sheet.end() :]
     return re.sub(r' style="([^"]*)"', lambda m: f' class="{name[m[1]]}"' if m[1] in name else m[0], svg)
 
+# %% ../../nbs/core/60_pictures.ipynb #8b9298e1
+def _smaller_picture(m: re.Match) -> str:
+    mime, small = preview(base64.b64decode(m[1]), 10**6, 256)
+    return f'data:{mime};base64,{base64.b64encode(small).decode()}"'
 
+
+def _shorter_numbers(m: re.Match) -> str:
+    rounded = re.sub(r'\d+\.\d{3,}', lambda n: f'{float(n[0]):.2f}'.rstrip('0').rstrip('.'), m[2])
+    rounded = ' '.join(rounded.split())
+    if m[1] == 'd':
+        rounded = re.sub(r' ?([A-Za-z]) ?', r'\1', rounded)
+    return f' {m[1]}="{rounded}"'
+
+# %% ../../nbs/core/60_pictures.ipynb #e784797a
 def shrink_pictures(path: Path, kind: str) -> None:
     "Make a figure's file smaller; `kind` is 'png' or 'svg'."
     if kind == 'png':
         path.write_bytes(in_few_colours(path.read_bytes()))
         return
-
-    def picture(m: re.Match) -> str:
-        mime, small = preview(base64.b64decode(m[1]), 10**6, 256)
-        return f'data:{mime};base64,{base64.b64encode(small).decode()}"'
-
-    def coordinates(m: re.Match) -> str:
-        rounded = re.sub(r'\d+\.\d{3,}', lambda n: f'{float(n[0]):.2f}'.rstrip('0').rstrip('.'), m[2])
-        rounded = ' '.join(rounded.split())
-        if m[1] == 'd':
-            rounded = re.sub(r' ?([A-Za-z]) ?', r'\1', rounded)
-        return f' {m[1]}="{rounded}"'
-
-    svg = re.sub(r'data:image/png;base64,([A-Za-z0-9+/=\s]+)"', picture, path.read_text(encoding='utf-8'))
-    svg = re.sub(r'\s(d|x|y|points)="([^"]*)"', coordinates, svg)
+    svg = path.read_text(encoding='utf-8')
+    svg = re.sub(r'data:image/png;base64,([A-Za-z0-9+/=\s]+)"', _smaller_picture, svg)
+    svg = re.sub(r'\s(d|x|y|points)="([^"]*)"', _shorter_numbers, svg)
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.S)
     svg = re.sub(r' transform="rotate\(-?0 [^)]*\)"', '', svg)
     used = set(re.findall(r'#([^)"]+)[)"]', svg))

@@ -7,11 +7,14 @@ __all__ = ['seed_of', 'rng', 'generator', 'seed_everything']
 
 # %% ../../nbs/core/30_seeding.ipynb #5a535de9
 import random
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from .identity import content_hash
+
+if TYPE_CHECKING:
+    import torch  # is imported where it is used: who draws with NumPy does not wait for it
 
 # %% ../../nbs/core/30_seeding.ipynb #3260c02c
 def seed_of(*parts: str | int | float) -> int:
@@ -24,13 +27,17 @@ def rng(*parts: str | int | float) -> np.random.Generator:
     return np.random.default_rng(seed_of(*parts))
 
 
-def generator(*parts: str | int | float, device: str | torch.device = 'cpu') -> torch.Generator:
+def generator(*parts: str | int | float, device: 'str | torch.device' = 'cpu') -> 'torch.Generator':
     "A PyTorch generator for the purpose that `parts` names."
+    import torch
+
     return torch.Generator(device).manual_seed(seed_of(*parts))
 
 # %% ../../nbs/core/30_seeding.ipynb #c5d0ac39
 def seed_everything(seed: int) -> None:
     "Seed Python, NumPy and PyTorch, and prefer deterministic kernels."
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

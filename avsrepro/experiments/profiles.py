@@ -205,7 +205,9 @@ CHANGE = re.compile(r'\+(?=[a-z_0-9]+(?:\.[\w-]+)*=)')  # between the parts of q
 
 
 def with_changes(profile: str, changes: list[str] | None) -> str:
-    "The name of a profile with some values changed: `quick+train.ms3.epochs=10`."
+    "The name of a profile with some values changed: `quick+train.ms3.epochs=10`; a file by its full path."
+    if Path(profile).suffix in ('.yaml', '.yml'):
+        profile = str(Path(profile).expanduser().resolve())
     return '+'.join([profile, *(changes or [])])
 
 

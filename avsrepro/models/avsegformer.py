@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import check, unknown
+from ..data.layouts import VOID
 from .base import AVSModel, Output, register_model
 from ..nn.deformable import DeformableAttention, Sizes, flatten_levels, pixel_centres, split_levels
 from ..nn.features import Features
-from ..train.losses import VOID, dice_loss
+from ..train.losses import dice_loss
 
 # %% auto #0
 __all__ = ['MIXERS', 'enlarge', 'conv_norm', 'feed_forward', 'sine_position', 'QueryLayer', 'QueryGenerator', 'EncoderLayer',

@@ -6,20 +6,23 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..core.errors import check, unknown
+from ..core.errors import check, known_keys, unknown
+from ..data.layouts import VOID
 from ..nn.features import Features
 
 # %% auto #0
-__all__ = ['MODELS', 'Output', 'register_model', 'Tapped', 'AVSModel', 'check_inputs']
+__all__ = ['MODELS', 'Tap', 'Output', 'by_clip', 'register_model', 'Tapped', 'untapped', 'NoOptions', 'HasOptions', 'AVSModel',
+           'any_class', 'check_inputs']
 
 # %% ../../nbs/models/10_base.ipynb #3db6ca0e
 @dataclass
@@ -29,14 +32,19 @@ class Output:
     logits: Tensor  # [B,T,K,H,W]; K = 1 for the binary settings, else the classes with background
     aux: dict = field(default_factory=dict)  # named extras for the model's own loss
 
+
+def by_clip(x: Tensor, clips: int) -> Tensor:
+    "[(B T),...] to [B,T,...], `clips` being B."
+    return rearrange(x, '(b t) ... -> b t ...', b=clips)
+
 # %% ../../nbs/models/10_base.ipynb #1a81be07
 MODELS: dict[str, type] = {}  # name -> class, filled by `register_model`
 
 
-def register_model(name: str):
+def register_model(name: str) -> Callable[[type], type]:
     "Class decorator: `create_model(name)` will build this class."
 
-    def register(cls):
+    def register(cls: type) -> type:
         check(
             name not in MODELS or MODELS[name].__qualname__ == cls.__qualname__,
             f"two models are called '{name}'; every model needs its own name.",
@@ -57,13 +65,17 @@ class Tapped:
         return []
 
     @contextmanager
-    def taps(self, *names: str):
-        "Collect the named features of every forward pass inside the block (the last one stays); `*` and `?` match, none means all."
-        known = self.tap_names()
-        wanted = {n for p in names for n in fnmatch.filter(known, p)} if names else set(known)
-        for p in names:
-            if not fnmatch.filter(known, p):
-                raise unknown('tap', p, known)
+    def taps(self, *names: str) -> Iterator[dict[str, Tensor]]:
+        """Collect the named features of every forward pass inside the block; the last one stays.
+
+        `*` and `?` match, none means all; `InputError` for a name that the model does not have.
+        """
+        known, wanted = self.tap_names(), set()
+        for pattern in names or ('*',):
+            found = fnmatch.filter(known, pattern)
+            if names and not found:
+                raise unknown('tap', pattern, known)
+            wanted.update(found)
         before, self._taps = self._taps, (wanted, {})
         try:
             yield self._taps[1]
@@ -71,12 +83,53 @@ class Tapped:
             self._taps = before
 
     def tap(self, name: str, value: Tensor, clips: int | None = None) -> Tensor:
-        "Offer `value` [(B T),C,H,W] under `name` (kept as [B,T,C,H,W] when `clips` B is given); returns it unchanged."
+        "Offer `value` [(B T),...] as `name`, kept as [B,T,...] if `clips` B is given; returns it unchanged."
         if self._taps is not None and name in self._taps[0]:
-            self._taps[1][name] = (
-                value if clips is None else rearrange(value, '(b t) ... -> b t ...', b=clips)
-            )
+            kept = value if clips is None else by_clip(value, clips)
+            self._taps[1][name] = kept
         return value
+
+    def tapping(self, prefix: str, clips: int) -> Tap:
+        "`tap` for a part of the model whose names begin with `prefix`."
+        return lambda name, value: self.tap(f'{prefix}{name}', value, clips)
+
+# %% ../../nbs/models/10_base.ipynb #9463da33
+Tap = Callable[[str, Tensor], Tensor]  # takes a name and a value, returns the value
+
+
+def untapped(name: str, x: Tensor) -> Tensor:
+    "The `Tap` of a part that nobody asks."
+    return x
+
+# %% ../../nbs/models/10_base.ipynb #8df79835
+@dataclass(frozen=True)
+class NoOptions:
+    "The options of a model that has none."
+
+
+class HasOptions:
+    "A model's options by name, what a `spec` makes of them, and the values that are allowed; a mixin."
+
+    name: ClassVar[str] = 'model'  # set by `register_model`
+    Options: ClassVar[type] = NoOptions  # a dataclass
+    specs: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(dict(paper={}))
+    choices: ClassVar[Mapping[str, tuple]] = MappingProxyType({})  # option -> its values
+    needs: ClassVar[tuple[str, ...]] = ()  # options that name files made before a run, beyond the encoders
+    tiny: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(dict(tiny={}))  # for tests and lessons
+
+    @classmethod
+    def settle(cls, spec: str = 'paper', **given: Any) -> Any:
+        "`Options` of `given`, what is None as `spec` has it; `InputError` for an unknown name or value."
+        if spec not in cls.specs:
+            raise unknown(f'spec of {cls.name}', spec, cls.specs)
+        options = cls.Options(**known_keys(cls.Options, given, f'option of {cls.name}'))
+        left = {k: v for k, v in cls.specs[spec].items() if getattr(options, k) is None}
+        options = replace(options, **left)
+        for name, allowed in cls.choices.items():
+            value = getattr(options, name)
+            if not any(type(value) is type(a) and value == a for a in allowed):
+                raise unknown(f'value of {name}', value, allowed)
+        return options
 
 # %% ../../nbs/models/10_base.ipynb #001177bc
 class _Encoders(nn.Module):
@@ -84,18 +137,18 @@ class _Encoders(nn.Module):
 
     def __init__(self, visual: nn.Module, audio: nn.Module, frozen: tuple[str, ...] = ('audio',)):
         super().__init__()
-        for f in frozen:
-            if f not in ('audio', 'visual'):
-                raise unknown('encoder to freeze', f, ('audio', 'visual'))
+        for name in frozen:
+            if name not in ('audio', 'visual'):
+                raise unknown('encoder to freeze', name, ('audio', 'visual'))
         self.visual, self.audio = visual, audio
         self.frozen_visual, self.frozen_audio = 'visual' in frozen, 'audio' in frozen
-        for f in frozen:
-            getattr(self, f).requires_grad_(False)
+        for name in frozen:
+            getattr(self, name).requires_grad_(False)
         for k in ('mean', 'std'):
             self.register_buffer(k, torch.tensor(getattr(visual, k)).view(3, 1, 1), persistent=False)
         self.train()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> _Encoders:
         "As in PyTorch, except that frozen encoders stay in evaluation mode."
         super().train(mode)
         if self.frozen_visual:
@@ -108,56 +161,83 @@ class _Encoders(nn.Module):
         "The parameters that an optimiser should get."
         return [p for p in self.parameters() if p.requires_grad]
 
+# %% ../../nbs/models/10_base.ipynb #2aaef68d
+class _Encoding(_Encoders):
+    "Frames and sounds to `Features`."
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        "uint8 frames [...,3,H,W] with the mean and standard deviation that the visual encoder knows."
+        return (frames.float() / 255 - self.mean) / self.std
+
+    def encode_sound(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        "Log-mel [B,T,C,96,64] to the audio encoder's vectors [(B T),D] and maps [(B T),Ca,h,w]."
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_audio):
+            return self.audio(mel.flatten(0, 1))
+
+    def encode(self, frames: Tensor, mel: Tensor) -> Features:
+        "Normalised frames [B,T,3,H,W] and log-mel [B,T,C,96,64] to `Features`; `InputError` if they misfit."
+        check_inputs(frames, mel, self.audio.input_size)
+        B = frames.shape[0]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_visual):
+            maps = self.visual(frames.flatten(0, 1))
+        vector, amap = self.encode_sound(mel)
+        return Features([by_clip(m, B) for m in maps], by_clip(vector, B), by_clip(amap, B))
+
 # %% ../../nbs/models/10_base.ipynb #be31f482
-class AVSModel(Tapped, _Encoders):
+class AVSModel(HasOptions, Tapped, _Encoding):
     "Base of all methods: a subclass writes `decode` and, for analyses, `tap_names`."
 
-    specs = ('paper',)  # which of 'paper' and 'code' a subclass can follow
     levels = 4  # how many of the visual maps `decode` reads, from the coarsest
-    loss: Mapping[str, float] = MappingProxyType(
-        dict(ce=1.0, iou=1.0, dice=1.0)
-    )  # weights of the loss terms, segmentation's and the model's own
+    # weights of the loss terms, segmentation's and the model's own
+    loss: Mapping[str, float] = MappingProxyType(dict(ce=1.0, iou=1.0, dice=1.0))
+    inert: tuple[str, ...] = ()  # how the names of parameters begin that no output depends on
 
     def __init__(
-        self, visual: nn.Module, audio: nn.Module, num_classes: int = 1, frozen: tuple[str, ...] = ('audio',)
+        self,
+        visual: nn.Module,  # as `create_backbone` makes it
+        audio: nn.Module,  # as `create_audio_backbone` makes it
+        num_classes: int = 1,
+        frozen: tuple[str, ...] = ('audio',),
+        spec: str = 'paper',
+        **options: Any,  # fields of the class's `Options`
     ):
         super().__init__(visual, audio, frozen)
         check(
             isinstance(num_classes, int) and num_classes >= 1,
             f"num_classes is {num_classes!r}; expected an integer of at least 1.",
         )
-        self.num_classes = num_classes
-
-    def normalise(self, frames: Tensor) -> Tensor:
-        "uint8 frames [...,3,H,W] to what the visual encoder was trained on (its mean and standard deviation)."
-        return (frames.float() / 255 - self.mean) / self.std
-
-    def encode(self, frames: Tensor, mel: Tensor) -> Features:
-        "Normalised frames [B,T,3,H,W] and log-mel [B,T,C,96,64] to `Features`; no gradient through a frozen encoder."
-        check_inputs(frames, mel, self.audio.input_size)
-
-        def apart(x):
-            return rearrange(x, '(b t) ... -> b t ...', b=frames.shape[0])
-
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_visual):
-            maps = self.visual(rearrange(frames, 'b t c h w -> (b t) c h w'))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_audio):
-            vector, amap = self.audio(rearrange(mel, 'b t c n m -> (b t) c n m'))
-        return Features([apart(m) for m in maps], apart(vector), apart(amap))
+        self.num_classes, self.spec, self.options = num_classes, spec, self.settle(spec, **options)
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
-        "Masks at `size` (H, W), or at the model's own resolution (stride 4) if None. Written by each method."
+        "Masks at `size` (H, W), or at the model's own resolution if None. Written by each method."
         raise NotImplementedError(f"{type(self).__name__} has no decode.")
 
     def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
-        "The model's own loss terms by name, of an output, its target [B,T,h,w] at the logits' resolution and supervised [B,T]; none unless a method has some."
+        "Own loss terms of an output, its target [B,T,h,w] at the logits' resolution and supervised [B,T]."
         return {}
+
+    def dead_parameters(self) -> list[str]:
+        "Names of the trainable parameters that no output depends on."
+        return [n for n, _ in self.named_parameters() if n.startswith(self.inert)]
+
+    def mixes_clips(self) -> str | None:
+        "Why an evaluated mask depends on more than its own clip, if it does."
+        return None
+
+    def deaf(self) -> str | None:
+        "Why another sound gives the same mask, if it does."
+        return None
 
     def forward(self, frames: Tensor, mel: Tensor) -> Output:
         "Normalised frames [B,T,3,H,W] and log-mel [B,T,C,96,64] to logits [B,T,K,H,W]."
         return self.decode(self.encode(frames, mel), size=tuple(frames.shape[-2:]))
 
 # %% ../../nbs/models/10_base.ipynb #5476b1fa
+def any_class(target: Tensor) -> Tensor:
+    "Classes [B,T,H,W] to 1 where any is, 0 for background and 255 for void."
+    return ((target > 0) & (target != VOID)).long().masked_fill(target == VOID, VOID)
+
+
 def check_inputs(frames: Tensor, mel: Tensor, heard: tuple[int, int] = (96, 64)) -> None:
     "`InputError` unless frames are [B,T,3,H,W] and mel is [B,T,C,*heard] with the same B and T."
     check(
@@ -166,5 +246,6 @@ def check_inputs(frames: Tensor, mel: Tensor, heard: tuple[int, int] = (96, 64))
     )
     check(
         mel.ndim == 5 and mel.shape[:2] == frames.shape[:2] and mel.shape[-2:] == heard,
-        f"mel has shape {list(mel.shape)}; expected [B,T,C,{heard[0]},{heard[1]}] with B, T = {list(frames.shape[:2])} as in the frames.",
+        f"mel has shape {list(mel.shape)}; expected [B,T,C,{heard[0]},{heard[1]}] "
+        f"with B, T = {list(frames.shape[:2])} as in the frames.",
     )

@@ -5,637 +5,204 @@
 # %% ../../nbs/models/55_ddeseg.ipynb #6e4099a7
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from einops import rearrange
-from timm.models.pvt_v2 import Block
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..core.errors import check, unknown
-from ..core.seeding import generator
-from .base import AVSModel, Output, check_inputs, register_model
-from ..nn.features import Features, encoder_key
+from ..core.errors import check
+from .base import AVSModel, Output, by_clip, check_inputs, register_model
+from .ddeseg_sound import Derivation, Discrimination, Recall, fitting_memory
+from .ddeseg_stages import DDEStage, Elimination, Heard, Level, SegFormerHead, trunk_stages
+from ..nn.features import Features
+from ..nn.layers import resize
 from ..train.losses import dice_loss, iou_loss, overlap_sums
-from ..train.memory import Memory, read_memory
 
 # %% auto #0
-__all__ = ['DERIVATIONS', 'WEIGHTS', 'OFFSETS', 'ELIMINATIONS', 'CENTRES', 'SCORINGS', 'NOISE', 'QUERIES', 'CHOICES', 'SPECS',
-           'Recall', 'edge_maps', 'Derivation', 'Discrimination', 'many_heads', 'one_head', 'Attention', 'Clusters',
-           'Elimination', 'Fusion', 'Stage', 'Level', 'enlarge', 'trunk_stages', 'Head', 'resolve', 'fitting_memory',
-           'DDESeg']
+__all__ = ['DDESEG_SPECS', 'DDESEG_CHOICES', 'SoundOptions', 'DDESegOptions', 'DerivedTokens', 'Listening', 'OnLevels', 'Placed',
+           'InTrunk', 'AbsentClassesLoss', 'DDESeg']
 
-# %% ../../nbs/models/55_ddeseg.ipynb #5b930aed
-class Recall(nn.Module):
-    "Centroids [L,d], and vectors [L,k,m,d] with their mask, of L classes; finds the nearest classes of a sound."
+# %% ../../nbs/models/55_ddeseg.ipynb #c27c428b
+@dataclass(frozen=True)
+class SoundOptions:
+    "What memory, derivation and discrimination can be asked for. None without a comment: as `spec` says."
 
-    def __init__(
-        self,
-        memory: Memory | None,
-        shape: tuple[int, int, int],
-        dim: int,
-        centroid: str = 'all',
-        unit: bool = False,
-    ):
-        super().__init__()
-        if memory is None:
-            items, mask = (
-                torch.randn(*shape, dim, generator=generator('ddeseg', *shape, dim), device='cpu'),
-                torch.ones(shape, dtype=torch.bool, device='cpu'),
-            )
-            centroids = items.mean((1, 2))
-        else:
-            items, mask, centroids = memory.items, memory.mask, memory.centroids
-        if centroid == 'items':
-            centroids = (items * mask[..., None]).sum((1, 2)) / mask.sum((1, 2))[:, None]
-        scale = items[mask].square().mean().sqrt() if unit else torch.ones((), device='cpu')
-        check(
-            scale > 0,
-            'the memory holds nothing but zeros, which no scale makes larger; expected vectors of an audio encoder.',
-        )
-        for name, x in dict(items=items / scale, mask=mask, centroids=centroids / scale, scale=scale).items():
-            self.register_buffer(name, x.clone())
-
-    @torch.no_grad()
-    def nearest(self, audio: Tensor, K: int) -> Tensor:
-        "The K nearest classes (Euclidean) of audio [N,d], nearest first: [N,K]."
-        return torch.cdist(audio.float(), self.centroids.float()).topk(K, largest=False).indices
-
-# %% ../../nbs/models/55_ddeseg.ipynb #f9a04c26
-DERIVATIONS, WEIGHTS = ('add', 'multiply', 'none'), ('token', 'channel')
+    memory: str | Path | None = None  # a file of `avsrepro.train.memory`; None: noise, for counts and tests
+    classes: Sequence[str] | None = None  # names that the memory must have; None: not compared
+    memory_shape: tuple[int, int, int] | None = None  # of noise; None: (num_classes - 1 or 16, 5, 5)
+    tokens: int = 5  # K, of sounds
+    derivation: str | None = None  # 'add', 'multiply' or 'none'
+    discrimination: bool = True
+    edge_weights: str | None = None  # by 'token' or by 'channel'
+    offset: str | None = None  # of a 'cluster' or of each 'item'
+    centroid: str | None = None  # of 'all' vectors of a class or of the memory's 'items'
+    unit_sound: bool = False  # sound and memory divided by the memory's root mean square
 
 
-def edge_maps(dim: int, weights: str) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    "W_e (or W_d), W_f and W_o: edges, their weights by token or by channel, offsets."
-    return (
-        nn.Linear(dim, dim),
-        nn.Linear(dim, 1 if weights == 'token' else dim, bias=False),
-        nn.Linear(dim, dim),
-    )
+@dataclass(frozen=True)
+class DDESegOptions(SoundOptions):
+    "What DDESeg can be asked for."
 
-
-class Derivation(nn.Module):
-    "Sound [N,d] and centroids [N,K,d] to tokens [N,K,d] (Eqs. 5-8)."
-
-    def __init__(self, dim: int, form: str = 'add', weights: str = 'token'):
-        super().__init__()
-        self.form = form
-        self.edge, self.weigh, self.out = edge_maps(dim, weights)
-
-    def forward(self, audio: Tensor, u: Tensor) -> Tensor:
-        a = rearrange(audio, 'n d -> n 1 d')
-        e = F.gelu(self.edge(u - a))  # Eq. 5
-        e = self.weigh(e).softmax(1) * e  # Eq. 6, over the K
-        delta = torch.tanh(self.out(a + e))  # Eq. 7
-        return a + delta if self.form == 'add' else a * (1 + delta)  # Eq. 8, or the code
-
-# %% ../../nbs/models/55_ddeseg.ipynb #947a61b1
-OFFSETS = ('cluster', 'item')
-
-
-class Discrimination(nn.Module):
-    "Tokens [N,K,d] of classes [N,K] scaled by what sets them apart within these classes (Eqs. 9-12)."
-
-    def __init__(self, dim: int, weights: str = 'token', offset: str = 'cluster'):
-        super().__init__()
-        self.offset = offset
-        self.edge, self.weigh, self.out = edge_maps(dim, weights)
-
-    def forward(self, a: Tensor, which: Tensor, recall: Recall) -> Tensor:
-        "An offset of each cluster, their mean taken ('cluster'), or of each vector, their sum ('item')."
-        there, own = recall.mask[which], F.linear(a, self.edge.weight) - self.edge.bias
-        e = F.gelu(
-            F.linear(recall.items, self.edge.weight)[which] - own[:, :, None, None]
-        )  # [N,K,k,m,d], Eq. 9
-        if self.offset == 'item':
-            e, there = rearrange(e, 'n t k m d -> n t (k m) d'), rearrange(there, 'n t k m -> n t (k m)')
-        w = (self.weigh(e) - 1e4 * ~there[..., None]).softmax(-2)  # Eq. 10; filling is slow
-        if self.offset == 'cluster':
-            delta, there = (
-                torch.tanh(self.out((w * e).sum(-2))),
-                there.any(-1)[..., None],
-            )  # [N,K,k,d], Eq. 11
-            return a * (1 + (delta * there).sum(-2) / there.sum(-2))  # Eq. 12
-        return a * (1 + (torch.tanh(self.out(a[:, :, None] + w * e)) * there[..., None]).sum(-2))
-
-# %% ../../nbs/models/55_ddeseg.ipynb #a41812ae
-ELIMINATIONS, CENTRES, SCORINGS, NOISE = (
-    ('none', 'fc', 'ca', 'sk', 'gs'),
-    ('refined', 'mixture'),
-    ('gate', 'sum'),
-    ('train', 'always', 'never'),
-)
-
-
-def many_heads(x: Tensor, heads: int) -> Tensor:
-    return rearrange(x, 'n s (m d) -> n m s d', m=heads)
-
-
-def one_head(x: Tensor) -> Tensor:
-    return rearrange(x, 'n m s d -> n s (m d)')
-
-
-class Attention(nn.Module):
-    "The four maps of a cross-attention, without bias but for the last. *By count*."
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v = (nn.Linear(dim, dim, bias=False) for _ in range(3))
-        self.o = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        "What x [N,S,C] gets from y [N,P,C]: [N,S,C]."
-        return self.o(
-            one_head(
-                F.scaled_dot_product_attention(
-                    *(many_heads(f(z), self.heads) for f, z in ((self.q, x), (self.k, y), (self.v, y)))
-                )
-            )
-        )
-
-# %% ../../nbs/models/55_ddeseg.ipynb #efba3d36
-class Clusters(nn.Module):
-    "Visual features [N,P,C] to K centres ('refined', [N,K,C]) or to a mixture of them at each pixel ('mixture', [N,P,C]); Eqs. 13, 14."
-
-    def __init__(
-        self, dim: int, K: int, scheme: str, form: str, noise: str = 'train', temperature: float = 1.0
-    ):
-        super().__init__()
-        self.soft_kmeans, self.form, self.noise, self.temperature = scheme == 'sk', form, noise, temperature
-        self.centres = nn.Parameter(torch.randn(K, dim) * dim**-0.5)
-
-    def assign(self, V: Tensor) -> Tensor:
-        "O [N,P,K], rows sum to 1 (Eq. 13)."
-        z = (V @ self.centres.T).float()
-        if self.soft_kmeans:
-            z = 2 * z - self.centres.float().square().sum(-1)
-        elif self.noise == 'always' or self.noise == 'train' and self.training:
-            z = z - torch.empty_like(z).exponential_().log()
-        return (z / self.temperature).softmax(-1).to(V.dtype)
-
-    def forward(self, V: Tensor) -> Tensor:
-        O = self.assign(V)
-        if self.form == 'mixture':
-            return O @ self.centres
-        return (O / O.sum(1, keepdim=True)).mT @ V
-
-# %% ../../nbs/models/55_ddeseg.ipynb #db9b1111
-class Elimination(nn.Module):
-    "How well each token is answered by what is seen (Eqs. 15, 16)."
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        scheme: str = 'gs',
-        centres: str = 'refined',
-        scoring: str = 'gate',
-        K: int = 5,
-        noise: str = 'train',
-        temperature: float = 1.0,
-    ):
-        super().__init__()
-        self.clusters = (
-            Clusters(dim, K, scheme, centres, noise, temperature) if scheme in ('sk', 'gs') else None
-        )
-        self.attend = Attention(dim, heads) if scheme != 'fc' else None
-        self.gate, self.score = (
-            scoring == 'gate',
-            nn.Linear(dim, 1, bias=scoring == 'gate'),
-        )  # a softmax over the tokens knows no bias
-
-    def forward(self, Z: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-        "Scores [N,K,1] of tokens Z [N,K,C], each in 0..1 or together 1, and the tokens that have seen V [N,P,C]."
-        if self.clusters is not None:
-            V = self.clusters(V)
-        F_av = Z if self.attend is None else self.attend(Z, V)
-        s = self.score(F_av)
-        return (s.sigmoid() if self.gate else s.float().softmax(1).to(s.dtype)), F_av
-
-# %% ../../nbs/models/55_ddeseg.ipynb #d16a9c41
-QUERIES = ('audio', 'image')
-
-
-class Fusion(nn.Module):
-    "What a map x [N,P,C] hears of tokens Z [N,K,C], added to it."
-
-    def __init__(self, dim: int, heads: int, query: str = 'audio'):
-        super().__init__()
-        self.by_audio, self.norm, self.maps = query == 'audio', nn.LayerNorm(dim), Attention(dim, heads)
-
-    def forward(self, x: Tensor, Z: Tensor) -> Tensor:
-        y, a = self.norm(x), self.maps
-        asks, answers = (Z, y) if self.by_audio else (y, Z)
-        q, k, v = (many_heads(f(z), a.heads) for f, z in ((a.q, asks), (a.k, answers), (a.v, answers)))
-        S = q @ k.mT / q.shape[-1] ** 0.5  # [N,heads,K,P] or [N,heads,P,K]
-        if self.by_audio:
-            heard = torch.tanh(S / 2).mT @ (q + S.softmax(-1) @ v)
-        else:
-            heard = S.sigmoid() @ v
-        return x + a.o(one_head(heard))
-
-# %% ../../nbs/models/55_ddeseg.ipynb #b47abb12
-class Stage(nn.Module):
-    "Elimination and fusions of one stage of width C."
-
-    def __init__(
-        self,
-        d: int,
-        dim: int,
-        heads: int,
-        hidden: int,
-        fusions: int,
-        query: str,
-        elimination: Elimination | None,
-    ):
-        super().__init__()
-        self.mlp, self.eliminate = (
-            nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Linear(hidden, dim)),
-            elimination,
-        )
-        self.fuse = nn.ModuleList(Fusion(dim, heads, query) for _ in range(fusions))
-
-    def listen(self, x: Tensor, A: Tensor) -> SimpleNamespace:
-        "Tokens `Z` [N,K,C] for the fusions and `A` [N,K,d] for the next stage, of a map x [N,P,C]; a weighted sum leaves one Z and `A` as it is. `left` are the tokens [N,K or 1,d] after elimination."
-        Z = self.mlp(A)
-        if self.eliminate is None:
-            return SimpleNamespace(Z=Z, A=A, left=A, scores=None, seen=None)
-        s, seen = self.eliminate(Z, F.layer_norm(x, x.shape[-1:]))
-        if self.eliminate.gate:
-            return SimpleNamespace(Z=s * Z, A=s * A, left=s * A, scores=s, seen=seen)
-        return SimpleNamespace(
-            Z=(s * Z).sum(1, keepdim=True), A=A, left=(s * A).sum(1, keepdim=True), scores=s, seen=seen
-        )
-
-# %% ../../nbs/models/55_ddeseg.ipynb #cb6c925b
-class Level(nn.Module):
-    "One stage on a trunk's level: previous stage, level, fusion, MiT blocks."
-
-    def __init__(
-        self, channels: int, before: int | None, dim: int, depth: int, reduce: int, mlp_ratio: float
-    ):
-        super().__init__()
-        self.lateral = nn.Conv2d(channels, dim, 1)
-        self.down = None if before is None else nn.Conv2d(before, dim, 3, stride=2, padding=1)
-        self.enter, self.norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(
-            Block(dim, max(dim // 64, 1), mlp_ratio, reduce, qkv_bias=True) for _ in range(depth)
-        )
-
-    def start(self, level: Tensor, before: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
-        "The level [N,Ci,h,w] and the previous stage's map as rows [N,P,C], and (h, w)."
-        x = self.lateral(level)
-        if before is not None:
-            x = x + enlarge(self.down(before), x.shape[-2:])
-        return self.enter(rearrange(x, 'n c h w -> n (h w) c')), tuple(x.shape[-2:])
-
-
-def enlarge(x: Tensor, size: tuple[int, int] | None) -> Tensor:
-    "[N,C,h,w] to [N,C,H,W], bilinear; as it is if the size is right or None."
-    return (
-        x
-        if size is None or tuple(x.shape[-2:]) == tuple(size)
-        else F.interpolate(x, tuple(size), mode='bilinear', align_corners=False)
-    )
-
-# %% ../../nbs/models/55_ddeseg.ipynb #26addd31
-def trunk_stages(visual: nn.Module) -> list[list[nn.Module]] | None:
-    "The blocks of the four stages of a trunk like MiT or PVT-v2; None for other trunks."
-    stages = [m for n, m in visual.named_modules() if re.fullmatch(r'(net\.)?stages[._]\d', n)]
-    fits = len(stages) == 4 and all(
-        isinstance(b, Block) for s in stages for b in getattr(s, 'blocks', [None])
-    )
-    return [list(s.blocks) for s in stages] if fits else None
-
-# %% ../../nbs/models/55_ddeseg.ipynb #42bc39ce
-class Head(nn.Module):
-    "Maps [N,C_i,h_i,w_i], fine to coarse, to a feature [N,E,h_0,w_0] and logits [N,K,h_0,w_0]."
-
-    def __init__(self, channels: Sequence[int], dim: int, num_classes: int, dropout: float):
-        super().__init__()
-        self.inputs = nn.ModuleList(nn.Linear(c, dim) for c in channels)
-        self.fuse, self.norm = nn.Conv2d(dim * len(channels), dim, 1, bias=False), nn.BatchNorm2d(dim)
-        self.dropout, self.out = nn.Dropout2d(dropout), nn.Conv2d(dim, num_classes, 1)
-
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        parts, size = self.fuse.weight.flatten(1).chunk(len(maps), 1), maps[0].shape[-2:]
-        rows = (
-            F.linear(f(rearrange(m, 'n c h w -> n h w c')), W) for f, W, m in zip(self.inputs, parts, maps)
-        )
-        y = sum(enlarge(rearrange(r, 'n h w c -> n c h w'), size) for r in rows)
-        y = F.relu(self.norm(y))
-        return y, self.out(self.dropout(y))
+    centres_seen: int = 5  # K, of visual centres
+    elimination: str = 'gs'  # 'none', 'fc', 'ca', 'sk' or 'gs': Table 4, from first to fifth
+    centres: str | None = None  # 'refined' or 'mixture'
+    scoring: str | None = None  # 'gate' or 'sum'
+    first: bool | None = None  # elimination in the first stage too
+    gumbel: str = 'train'  # when noise is drawn: 'train', 'always' or 'never'
+    temperature: float = 1.0
+    query: str | None = None  # who asks in the fusion: 'audio' or 'image'
+    fusions: str | None = None  # before each 'block' or once a 'stage'
+    inside: bool | None = None  # in the trunk's own stages; None: where possible and the trunk is trained
+    stem_stride: int | None = None  # inside only: stride of the trunk's first convolution
+    levels: int = 4  # this and the next three: not inside
+    dim: int | None = None  # one width for all levels; None: as MiT-B5
+    depths: Sequence[int] | None = None  # blocks by level; None: as MiT-B5
+    mlp_ratio: float = 4.0
+    heads: int = 8  # of fusion and elimination
+    hidden: int | None = None  # of the audio MLPs; None: 4 d
+    head_dim: int | None = None  # None: `dim`, or 768
+    dropout: float = 0.1
+    loss_classes: str | None = None  # 'present' or 'all'
 
 # %% ../../nbs/models/55_ddeseg.ipynb #b9d914c2
-CHOICES = MappingProxyType(
-    dict(
-        derivation=DERIVATIONS,
-        weights=WEIGHTS,
-        offset=OFFSETS,
-        centroid=('all', 'items'),
-        centres=CENTRES,
-        scoring=SCORINGS,
-        first=(True, False),
-        query=QUERIES,
-        fusions=('block', 'stage'),
-        stem_stride=(4, 2),
-        loss_classes=('present', 'all'),
-    )
-)
-SPECS = MappingProxyType(
-    dict(
-        paper=dict(
-            derivation='add',
-            weights='token',
-            offset='cluster',
-            centroid='all',
-            centres='refined',
-            scoring='gate',
-            first=False,
-            query='audio',
-            fusions='block',
-            stem_stride=4,
-            loss_classes='present',
-        ),
-        code=dict(
-            derivation='multiply',
-            weights='channel',
-            offset='item',
-            centroid='items',
-            centres='mixture',
-            scoring='sum',
-            first=True,
-            query='image',
-            fusions='stage',
-            stem_stride=2,
-            loss_classes='all',
-        ),
-    )
+DDESEG_SPECS: Mapping[str, Mapping[str, Any]] = dict(
+    paper=dict(
+        derivation='add',
+        edge_weights='token',
+        offset='cluster',
+        centroid='all',
+        centres='refined',
+        scoring='gate',
+        first=False,
+        query='audio',
+        fusions='block',
+        stem_stride=4,
+        loss_classes='present',
+    ),
+    code=dict(
+        derivation='multiply',
+        edge_weights='channel',
+        offset='item',
+        centroid='items',
+        centres='mixture',
+        scoring='sum',
+        first=True,
+        query='image',
+        fusions='stage',
+        stem_stride=2,
+        loss_classes='all',
+    ),
 )
 
+# %% ../../nbs/models/55_ddeseg.ipynb #c52fe42a
+DDESEG_CHOICES: Mapping[str, tuple] = dict(
+    derivation=('add', 'multiply', 'none'),
+    discrimination=(True, False),
+    edge_weights=('token', 'channel'),
+    offset=('cluster', 'item'),
+    centroid=('all', 'items'),
+    unit_sound=(False, True),
+    elimination=('none', 'fc', 'ca', 'sk', 'gs'),
+    centres=('refined', 'mixture'),
+    scoring=('gate', 'sum'),
+    first=(True, False),
+    gumbel=('train', 'always', 'never'),
+    query=('audio', 'image'),
+    fusions=('block', 'stage'),
+    inside=(None, True, False),
+    stem_stride=(4, 2),
+    loss_classes=('present', 'all'),
+)
 
-def resolve(spec: str, **given: Any) -> SimpleNamespace:
-    "The options that `spec` stands for, with those of `given` that are not None; `InputError` for an unknown name."
-    if spec not in SPECS:
-        raise unknown('spec of ddeseg', spec, SPECS)
-    for name, value in given.items():
-        if value is not None and value not in CHOICES[name]:
-            raise unknown(f'value of {name}', value, CHOICES[name])
-    return SimpleNamespace(**{k: v if given.get(k) is None else given[k] for k, v in SPECS[spec].items()})
+# %% ../../nbs/models/55_ddeseg.ipynb #407fd098
+class DerivedTokens:
+    "One sound to K tokens by comparison with the memory (section 3.1); a mixin of `DDESeg`."
 
-
-def fitting_memory(
-    path: str | Path, audio: nn.Module, num_classes: int, classes: Sequence[str] | None
-) -> Memory:
-    "The memory at `path`; `InputError` if it was built with another encoder or for other classes than the model's."
-    memory = read_memory(path)
-    d, L = memory.centroids.shape[1], len(memory.classes)
-    check(
-        d == audio.dim,
-        f"{path}: was built with the audio encoder '{memory.record['audio']}' of {d} numbers, the model's '{audio.name}' has {audio.dim}; build a memory with the model's encoder.",
-    )
-    check(
-        memory.record['encoder'] == encoder_key(audio),
-        f"{path}: was built with other weights of the audio encoder '{memory.record['audio']}' than the model's; build a memory with the model's encoder.",
-    )
-    check(
-        num_classes == 1 or L == num_classes - 1,
-        f'{path}: holds {L} classes, the model tells {num_classes - 1} and the background apart; build a memory for the classes of the model.',
-    )
-    odd = (
-        None
-        if classes is None or tuple(classes) == memory.classes
-        else next(
-            (c for c in (*classes, *memory.classes) if c not in memory.classes or c not in classes), 'order'
-        )
-    )
-    check(
-        odd is None,
-        f"{path}: was built for other classes than the model's (the first that differs: '{odd}'); build a memory for the classes of the model.",
-    )
-    return memory
-
-# %% ../../nbs/models/55_ddeseg.ipynb #c146d61d
-_MIT = dict(widths=(64, 128, 320, 512), depths=(3, 6, 40, 3), reduce=(8, 4, 2, 1))
-
-
-@register_model('ddeseg')
-class DDESeg(AVSModel):
-    "DDESeg, as described (`spec='paper'`) or as its released code does it (`spec='code'`)."
-
-    specs = ('paper', 'code')
-    loss = MappingProxyType(dict(ce=5.0, dice=5.0, iou=2.0))  # Eq. 18; loss_classes='all': dice_all, iou_all
-
-    def __init__(
-        self,
-        visual: nn.Module,
-        audio: nn.Module,
-        num_classes: int = 1,
-        frozen: tuple[str, ...] = ('audio',),
-        spec: str = 'paper',
-        memory: str
-        | Path
-        | None = None,  # a file of `avsrepro.train.memory`; None: noise of `memory_shape`, for counts and tests
-        classes: Sequence[str] | None = None,  # names that the memory must have; None: not compared
-        memory_shape: tuple[int, int, int]
-        | None = None,  # classes, clusters, vectors; None: (num_classes - 1 or 16, 5, 5)
-        tokens: int = 5,  # K, of sounds
-        centres_seen: int = 5,  # K, of visual centres
-        derivation: str
-        | None = None,  # 'add', 'multiply' or 'none'; this and all that are None below: as `spec` says
-        discrimination: bool = True,
-        elimination: str = 'gs',  # 'none', 'fc', 'ca', 'sk' or 'gs': Table 4, from first to fifth
-        weights: str | None = None,
-        offset: str | None = None,
-        centroid: str | None = None,  # of derivation and discrimination
-        centres: str | None = None,
-        scoring: str | None = None,
-        first: bool | None = None,  # of elimination; `first`: in the first stage too
-        gumbel: str = 'train',
-        temperature: float = 1.0,  # when noise is drawn: 'train', 'always' or 'never'
-        query: str | None = None,
-        fusions: str | None = None,  # of fusion: who asks; before each 'block' or once a 'stage'
-        inside: bool
-        | None = None,  # the sound enters the trunk's own stages; None: where that is possible and the trunk is trained
-        stem_stride: int | None = None,  # inside only: stride of the trunk's first convolution
-        levels: int = 4,
-        dim: int | None = None,
-        depths: Sequence[int] | None = None,
-        mlp_ratio: float = 4.0,  # not inside: one width for all levels, blocks by level; None: as MiT-B5
-        heads: int = 8,
-        hidden: int | None = None,  # of fusion and elimination; of the audio MLPs, None: 4 d
-        head_dim: int | None = None,  # None: `dim`, or 768
-        dropout: float = 0.1,
-        loss_classes: str | None = None,
-        unit_sound: bool = False,
-    ):  # sound and memory divided by the memory's root mean square
-        super().__init__(visual, audio, num_classes, frozen)
-        own = resolve(
-            spec,
-            derivation=derivation,
-            weights=weights,
-            offset=offset,
-            centroid=centroid,
-            centres=centres,
-            scoring=scoring,
-            first=first,
-            query=query,
-            fusions=fusions,
-            stem_stride=stem_stride,
-            loss_classes=loss_classes,
-        )
-        for name, given, known in (('elimination', elimination, ELIMINATIONS), ('gumbel', gumbel, NOISE)):
-            if given not in known:
-                raise unknown(f'value of {name}', given, known)
-        self._derivation(own, audio, memory, classes, memory_shape, tokens, discrimination, unit_sound)
-        check(
-            not (own.scoring == 'sum' and elimination != 'none' and self.K == 1),
-            "scoring 'sum' weighs several tokens against each other; there is one: give derivation, scoring='gate' or elimination='none'.",
-        )
-        self._place(inside, stem_stride, own.stem_stride, levels, dim, depths)
-        widths, depth = self._levels(levels, dim, depths, mlp_ratio)
-        check(
-            all(w % heads == 0 for w in widths),
-            f"the stages have {', '.join(map(str, widths))} channels; expected multiples of the {heads} heads.",
-        )
-
-        def scheme(i, w):
-            return (
-                None
-                if elimination == 'none' or i == 0 and not own.first
-                else Elimination(
-                    w, heads, elimination, own.centres, own.scoring, centres_seen, gumbel, temperature
-                )
-            )
-
-        self.stages = nn.ModuleList(
-            Stage(
-                audio.dim,
-                w,
-                heads,
-                hidden or 4 * audio.dim,
-                n if own.fusions == 'block' else 1,
-                own.query,
-                scheme(i, w),
-            )
-            for i, (w, n) in enumerate(zip(widths, depth))
-        )
-        self.head = Head(widths, head_dim or dim or 768, num_classes, dropout)
-        if own.loss_classes == 'all':
-            self.loss = MappingProxyType(dict(ce=5.0, dice_all=5.0, iou_all=2.0))
-
-    def _derivation(self, own, audio, memory, classes, shape, tokens, discrimination, unit) -> None:
+    def remember(self, o: SoundOptions) -> None:
         "Memory, step 2 and step 3; without a derivation the sound itself is the one token."
-        d, L = audio.dim, self.num_classes - 1 or 16
-        memory = None if memory is None else fitting_memory(memory, audio, self.num_classes, classes)
+        d, N, shape = self.audio.dim, self.num_classes, o.memory_shape
+        memory = None if o.memory is None else fitting_memory(o.memory, self.audio, N, o.classes)
+        fits = memory is not None or shape is None or len(shape) == 3 and min(shape) >= 1
+        check(fits, f'memory_shape is {shape}; expected three numbers: classes, clusters, vectors.')
+        self.recall = Recall(memory, tuple(shape or (N - 1 or 16, 5, 5)), d, o.centroid, o.unit_sound)
+        self.K, L = 1 if o.derivation == 'none' else o.tokens, len(self.recall.centroids)
         check(
-            memory is not None or shape is None or len(shape) == 3 and min(shape) >= 1,
-            f'memory_shape is {shape}; expected three numbers: classes, clusters, vectors.',
+            o.derivation == 'none' or 2 <= o.tokens <= L,
+            f'{o.tokens} tokens of the {L} classes of the memory; expected at least 2 and at most that many.',
         )
-        self.recall = Recall(memory, tuple(shape or (L, 5, 5)), d, own.centroid, unit)
-        self.K = 1 if own.derivation == 'none' else tokens
-        check(
-            own.derivation == 'none' or 2 <= tokens <= len(self.recall.centroids),
-            f'{tokens} tokens of the {len(self.recall.centroids)} classes of the memory; expected at least 2 and at most that many.',
-        )
-        self.derive = Derivation(d, own.derivation, own.weights) if self.K > 1 else None
-        self.discriminate = Discrimination(d, own.weights, own.offset) if discrimination else None
-
-    def _place(self, inside, asked, stride, levels, dim, depths) -> None:
-        "Whether the sound enters the trunk; finds its blocks and sets the stride of its first convolution."
-        blocks = trunk_stages(self.visual) if inside is not False else None
-        able = blocks is not None and not self.frozen_visual
-        self.inside = able and levels == 4 and dim is None and depths is None if inside is None else inside
-        check(
-            not self.inside or able,
-            "the sound can enter a trunk of MiT's or PVT-v2's stages that is trained, so inside=True needs one of them and not visual in frozen.",
-        )
-        check(
-            not self.inside or levels == 4 and dim is None and depths is None,
-            'inside the trunk levels, dim and depths are the trunk\'s own; give them with inside=False.',
-        )
-        check(
-            self.inside or asked in (None, 4),
-            'stem_stride changes the trunk, which is possible with inside=True only.',
-        )
-        self._blocks = blocks if self.inside else None
-        if self.inside and stride != 4:
-            next(
-                m
-                for n, m in self.visual.named_modules()
-                if n.endswith('patch_embed.proj') and 'stages' not in n
-            ).stride = (stride, stride)
-
-    def _levels(self, levels, dim, depths, mlp_ratio) -> tuple[list[int], list[int]]:
-        "Width and number of blocks of each stage, inside the trunk or on its levels."
-        self.levels = levels
-        if self.inside:
-            self.own = None
-            return list(self.visual.channels), [len(b) for b in self._blocks]
-        check(levels in (3, 4), f'levels is {levels}; DDESeg reads 3 or 4 of the visual maps.')
-        widths, depth = (
-            [dim] * levels if dim else list(_MIT['widths'][-levels:]),
-            list(depths or _MIT['depths'][-levels:]),
-        )
-        check(
-            len(depth) == levels and min(depth) >= 1,
-            f'depths is {depth}; expected at least 1 for each of {levels} levels.',
-        )
-        self.own = nn.ModuleList(
-            Level(c, b, w, n, r, mlp_ratio)
-            for c, b, w, n, r in zip(
-                list(self.visual.channels)[-levels:], (None, *widths), widths, depth, _MIT['reduce'][-levels:]
-            )
-        )
-        return widths, depth
-
-    def tap_names(self) -> list[str]:
-        "The sound, [B,T,K or 1,d]: audio_raw, derived, discriminated, eliminated. By stage i, tokens_i and interacted_i [B,T,K,C], scores_i [B,T,K,1], fused_i [B,T,C,h,w]. fus_out [B,T,E,h,w], what the last layer reads."
-        stages = [
-            (n, i)
-            for i, s in enumerate(self.stages, 1)
-            for n in ('tokens', *(('scores', 'interacted') if s.eliminate else ()), 'fused')
-        ]
-        return [
-            'audio_raw',
-            'derived',
-            'discriminated',
-            'eliminated',
-            *(f'{n}_{i}' for n, i in stages),
-            'fus_out',
-        ]
+        self.derive = Derivation(d, o.derivation, o.edge_weights) if self.K > 1 else None
+        self.discriminate = Discrimination(d, o.edge_weights, o.offset) if o.discrimination else None
 
     def tokens_of(self, audio: Tensor, clips: int) -> Tensor:
-        "Sound [N,d] to tokens [N,K,d] (section 3.1)."
-        audio = audio / self.recall.scale
+        "Sound [N,d] to tokens [N,K,d]."
+        audio, tap = audio / self.recall.scale, self.tapping('', clips)
         which = self.recall.nearest(audio, self.K)
-        a = self.tap('audio_raw', rearrange(audio, 'n d -> n 1 d'), clips)
+        a = tap('audio_raw', rearrange(audio, 'n d -> n 1 d'))
         if self.derive is not None:
             a = self.derive(audio, self.recall.centroids[which])
-        a = self.tap('derived', a, clips)
+        a = tap('derived', a)
         if self.discriminate is not None:
             a = self.discriminate(a, which, self.recall)
-        return self.tap('discriminated', a, clips)
+        return tap('discriminated', a)
 
-    def listen(self, i: int, x: Tensor, A: Tensor, clips: int) -> SimpleNamespace:
-        "`Stage.listen` of stage i, its results offered to the taps."
-        heard = self.stages[i].listen(x, A)
-        for name, value in (
-            (f'tokens_{i + 1}', heard.Z),
-            (f'scores_{i + 1}', heard.scores),
-            (f'interacted_{i + 1}', heard.seen),
-            ('eliminated', heard.left),
-        ):
+# %% ../../nbs/models/55_ddeseg.ipynb #a75702b3
+class Listening:
+    "The stages, wherever they are, and what can be tapped from them; a mixin of `DDESeg`."
+
+    def stage(self, i: int, width: int, depth: int) -> DDEStage:
+        "Stage i (from 0, the finest) as the options have it."
+        o, d, eliminate = self.options, self.audio.dim, None
+        if o.elimination != 'none' and (i > 0 or o.first):
+            how = o.elimination, o.centres, o.scoring, o.centres_seen, o.gumbel, o.temperature
+            eliminate = Elimination(width, o.heads, *how)
+        fusions = depth if o.fusions == 'block' else 1
+        return DDEStage(d, width, o.heads, o.hidden or 4 * d, fusions, o.query, eliminate)
+
+    def listen(self, i: int, x: Tensor, A: Tensor, clips: int) -> Heard:
+        "`DDEStage.listen` of stage i, its results offered to the taps."
+        heard, n = self.stages[i].listen(x, A), i + 1
+        caught = {f'tokens_{n}': heard.Z, f'scores_{n}': heard.scores, f'interacted_{n}': heard.seen}
+        for name, value in (caught | dict(eliminated=heard.left)).items():
             if value is not None:
                 self.tap(name, value, clips)
         return heard
+
+    def tap_names(self) -> list[str]:
+        """Those of the sound, of stage i, and fus_out [B,T,E,h,w], what the last layer reads.
+
+        [B,T,K or 1,d]: audio_raw, derived, discriminated, eliminated. tokens_i and interacted_i [B,T,K,C],
+        scores_i [B,T,K,1], fused_i [B,T,C,h,w].
+        """
+        names = ['audio_raw', 'derived', 'discriminated', 'eliminated']
+        for i, stage in enumerate(self.stages, 1):
+            seen = [] if stage.eliminate is None else [f'scores_{i}', f'interacted_{i}']
+            names += [f'tokens_{i}', *seen, f'fused_{i}']
+        return names + ['fus_out']
+
+# %% ../../nbs/models/55_ddeseg.ipynb #a04f7ae6
+_MIT = dict(widths=(64, 128, 320, 512), depths=(3, 6, 40, 3), reduce=(8, 4, 2, 1))
+
+
+class OnLevels:
+    "Stages on the levels of a trunk (detail 16); a mixin of `DDESeg`."
+
+    def build_levels(self, o: DDESegOptions) -> tuple[list[int], list[int]]:
+        "Makes them; returns width and number of blocks of each."
+        n, channels = o.levels, list(self.visual.channels)[-o.levels :]
+        check(n in (3, 4), f'levels is {n}; DDESeg reads 3 or 4 of the visual maps.')
+        widths = [o.dim] * n if o.dim else list(_MIT['widths'][-n:])
+        depths = list(o.depths or _MIT['depths'][-n:])
+        fits = len(depths) == n and min(depths) >= 1
+        check(fits, f'depths is {depths}; expected at least 1 for each of {n} levels.')
+        given = zip(channels, (None, *widths), widths, depths, _MIT['reduce'][-n:])
+        self.own = nn.ModuleList(Level(*sizes, o.mlp_ratio) for sizes in given)
+        return widths, depths
 
     def on_levels(self, maps: Sequence[Tensor], A: Tensor, clips: int) -> list[Tensor]:
         "The trunk's levels [N,C_i,h,w], fine to coarse, and tokens to fused maps [N,C,h,w] (Eq. 1)."
@@ -651,46 +218,118 @@ class DDESeg(AVSModel):
             A = heard.A
         return out
 
-    @contextmanager
-    def sounding(self, A: Tensor, clips: int) -> Iterator[None]:
-        "Inside the block, the trunk's blocks hear tokens A [N,K,d]."
-        heard = SimpleNamespace(A=A)
+# %% ../../nbs/models/55_ddeseg.ipynb #339a59f4
+class Placed:
+    "Whether the sound enters the trunk's own stages (details 15, 16); a mixin of `DDESeg`."
 
-        def before(i, j):
-            def hook(block, args):
-                nonlocal heard
-                if j == 0:
-                    heard = self.listen(i, args[0], heard.A, clips)
-                return (
-                    (self.stages[i].fuse[j](args[0], heard.Z), *args[1:])
-                    if j < len(self.stages[i].fuse)
-                    else None
-                )
+    def find_place(self, o: DDESegOptions, asked_stride: int | None) -> None:
+        "Whether the sound enters the trunk; finds its blocks and sets the stride of its first convolution."
+        blocks = trunk_stages(self.visual) if o.inside is not False else None
+        able, own_sizes = blocks is not None and not self.frozen_visual, o.dim is None and o.depths is None
+        whole = o.levels == 4 and own_sizes
+        self.inside = able and whole if o.inside is None else o.inside
+        check(
+            not self.inside or able,
+            "the sound can enter a trunk of MiT's or PVT-v2's stages that is trained, "
+            'so inside=True needs one of them and not visual in frozen.',
+        )
+        own = "inside the trunk levels, dim and depths are the trunk's own; give them with inside=False."
+        check(not self.inside or whole, own)
+        changes = 'stem_stride changes the trunk, which is possible with inside=True only.'
+        check(self.inside or asked_stride in (None, 4), changes)
+        self._blocks = blocks if self.inside else None
+        if self.inside and o.stem_stride != 4:
+            named = self.visual.named_modules()
+            stems = (m for n, m in named if n.endswith('patch_embed.proj') and 'stages' not in n)
+            next(stems).stride = (o.stem_stride, o.stem_stride)
 
-            return hook
-
-        handles = [
-            b.register_forward_pre_hook(before(i, j))
-            for i, blocks in enumerate(self._blocks)
-            for j, b in enumerate(blocks)
-        ]
-        try:
-            yield
-        finally:
-            for h in handles:
-                h.remove()
+# %% ../../nbs/models/55_ddeseg.ipynb #b8528c50
+class InTrunk:
+    "The sound in a trunk's own stages (detail 15); a mixin of `DDESeg`."
 
     def encode(self, frames: Tensor, mel: Tensor) -> Features:
         "As the base class; inside the trunk the maps have heard the sound."
         if not self.inside:
             return super().encode(frames, mel)
         check_inputs(frames, mel, self.audio.input_size)
-        B, apart = frames.shape[0], lambda x: rearrange(x, '(b t) ... -> b t ...', b=frames.shape[0])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_audio):
-            vector, amap = self.audio(mel.flatten(0, 1))
+        B = frames.shape[0]
+        vector, amap = self.encode_sound(mel)
         with self.sounding(self.tokens_of(vector, B), B):
             maps = self.visual(frames.flatten(0, 1))
-        return Features([apart(m) for m in maps], apart(vector), apart(amap))
+        return Features([by_clip(m, B) for m in maps], by_clip(vector, B), by_clip(amap, B))
+
+    @contextmanager
+    def sounding(self, A: Tensor, clips: int) -> Iterator[None]:
+        "Inside the block, the trunk's blocks hear tokens A [N,K,d]."
+        handles, now = [], dict(A=A)
+        for i, blocks in enumerate(self._blocks):
+            for j, block in enumerate(blocks):
+                handles.append(block.register_forward_pre_hook(self.entrance(i, j, now, clips)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def entrance(self, i: int, j: int, now: dict[str, Any], clips: int) -> Callable:
+        "A hook before block j of stage i; what was heard last passes from hook to hook in `now`."
+
+        def enter(block: nn.Module, args: tuple) -> tuple | None:
+            x, stage = args[0], self.stages[i]
+            if j == 0:
+                now['heard'] = self.listen(i, x, now['A'], clips)
+                now['A'] = now['heard'].A
+            return (stage.fuse[j](x, now['heard'].Z), *args[1:]) if j < len(stage.fuse) else None
+
+        return enter
+
+# %% ../../nbs/models/55_ddeseg.ipynb #5b70b0a4
+class AbsentClassesLoss:
+    "The loss terms `dice_all` and `iou_all`; a mixin of `DDESeg` (detail 18)."
+
+    def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
+        "dice_all, iou_all: over all classes, absent ones too, smoothing 1e-5."
+        given = output.logits, target, supervised
+        kw = dict(smooth=1e-5, classes='all', sums=overlap_sums(*given))
+        return dict(dice_all=dice_loss(*given, **kw), iou_all=iou_loss(*given, **kw))
+
+# %% ../../nbs/models/55_ddeseg.ipynb #c146d61d
+@register_model('ddeseg')
+class DDESeg(DerivedTokens, Listening, OnLevels, Placed, InTrunk, AbsentClassesLoss, AVSModel):
+    "DDESeg, as described (`spec='paper'`) or as its released code does it (`spec='code'`)."
+
+    Options, specs, choices, needs = DDESegOptions, DDESEG_SPECS, DDESEG_CHOICES, ('memory',)
+    tiny = dict(
+        levels=dict(dim=32, depths=(1, 1, 1, 1), mlp_ratio=2, heads=4, hidden=64, memory_shape=(6, 2, 3)),
+        inside=dict(inside=True, heads=4, hidden=64, head_dim=32, memory_shape=(6, 2, 3)),
+    )
+    loss = MappingProxyType(dict(ce=5.0, dice=5.0, iou=2.0))  # Eq. 18; loss_classes='all': dice_all, iou_all
+
+    def __init__(self, visual: nn.Module, audio: nn.Module, **given: Any):
+        super().__init__(visual, audio, **given)
+        o = self.options
+        self.remember(o)
+        check(
+            not (o.scoring == 'sum' and o.elimination != 'none' and self.K == 1),
+            "scoring 'sum' weighs several tokens against each other; there is one: "
+            "give derivation, scoring='gate' or elimination='none'.",
+        )
+        self.find_place(o, given.get('stem_stride'))
+        self.levels, self.own = o.levels, None
+        if self.inside:
+            widths, depths = list(visual.channels), [len(blocks) for blocks in self._blocks]
+        else:
+            widths, depths = self.build_levels(o)
+        found = f"the stages have {', '.join(map(str, widths))} channels"
+        check(all(w % o.heads == 0 for w in widths), f'{found}; expected multiples of the {o.heads} heads.')
+        sizes = enumerate(zip(widths, depths))
+        self.stages = nn.ModuleList(self.stage(i, width, depth) for i, (width, depth) in sizes)
+        self.head = SegFormerHead(widths, o.head_dim or o.dim or 768, self.num_classes, o.dropout)
+        if o.loss_classes == 'all':
+            self.loss = MappingProxyType(dict(ce=5.0, dice_all=5.0, iou_all=2.0))
+
+    def mixes_clips(self) -> str | None:
+        return 'noise is drawn in testing too' if self.options.gumbel == 'always' else None
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or at the finest map's resolution if None."
@@ -701,10 +340,4 @@ class DDESeg(AVSModel):
             self.tap(f'fused_{i}', m, B)
         y, z = self.head(maps)
         self.tap('fus_out', y, B)
-        return Output(rearrange(enlarge(z, size), '(b t) k h w -> b t k h w', b=B))
-
-    def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
-        "dice_all, iou_all: over all classes, absent ones too, smoothing 1e-5 (detail 18)."
-        given = output.logits, target, supervised
-        kw = dict(smooth=1e-5, classes='all', sums=overlap_sums(*given))
-        return dict(dice_all=dice_loss(*given, **kw), iou_all=iou_loss(*given, **kw))
+        return Output(by_clip(resize(z, size), B))

@@ -5,56 +5,22 @@
 # %% ../../nbs/models/20_sdavs.ipynb #1c0ad921
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.errors import check, unknown
-from .base import AVSModel, Output, register_model
+from ..core.errors import check
+from .base import AVSModel, Output, Tap, by_clip, register_model, untapped
 from ..nn.features import Features
+from ..nn.layers import Attention, area_pool, group_norm, resize
 
 # %% auto #0
-__all__ = ['CHOICES', 'resize', 'pool', 'group_norm', 'Attention', 'AudioAttention', 'AudioStem', 'SNRP', 'DepthwiseConv3d',
-           'CAR', 'tokens_of', 'STC', 'CrossAttention', 'interact', 'DAMF', 'Stage', 'SDAVS']
-
-# %% ../../nbs/models/20_sdavs.ipynb #e0baf1d0
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    "[N,C,h,w] to [N,C,H,W], bilinear."
-    return (
-        x
-        if tuple(x.shape[-2:]) == tuple(size)
-        else F.interpolate(x, size, mode='bilinear', align_corners=False)
-    )
-
-
-def pool(x: Tensor, size: tuple[int, int]) -> Tensor:
-    "[N,C,h,w] to [N,C,H,W], average over the cells' areas."
-    return x if tuple(x.shape[-2:]) == tuple(size) else F.adaptive_avg_pool2d(x, size)
-
-
-def group_norm(C: int) -> nn.GroupNorm:
-    "GroupNorm with eight groups of at least four channels each, else one group."
-    return nn.GroupNorm(8 if C % 8 == 0 and C >= 32 else 1, C)
-
-# %% ../../nbs/models/20_sdavs.ipynb #37a591e1
-class Attention(nn.Module):
-    "Attn(q, k, v) with linear maps for q, k, v and the output: [B,N,C], [B,M,C], [B,M,C] -> [B,N,C] (Eq. 4)."
-
-    def __init__(self, dim: int, heads: int = 8):
-        super().__init__()
-        check(dim % heads == 0, f"{heads} heads do not divide {dim} channels.")
-        self.heads = heads
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, bias=name != 'k') for name in 'qkvo')
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        def split(x):
-            return rearrange(x, 'b n (h d) -> b h n d', h=self.heads)
-
-        out = F.scaled_dot_product_attention(split(self.q(q)), split(self.k(k)), split(self.v(v)))
-        return self.o(rearrange(out, 'b h n d -> b n (h d)'))
+__all__ = ['AudioAttention', 'AudioStem', 'SNRP', 'DepthwiseConv3d', 'CAR', 'tokens_of', 'STC', 'CrossAttention', 'interact',
+           'on_grid', 'DAMF', 'SDAVSStage', 'SDAVSOptions', 'SDAVS']
 
 # %% ../../nbs/models/20_sdavs.ipynb #72978073
 class AudioAttention(nn.Module):
@@ -88,7 +54,8 @@ class AudioStem(nn.Module):
 
     def forward(self, vector: Tensor, amap: Tensor) -> Tensor:
         summary = self.vector(vector)[..., None, None]
-        return self.out(summary + self.scale * pool(self.attention(self.map(amap) + summary), self.grid))
+        heard = self.attention(self.map(amap) + summary)
+        return self.out(summary + self.scale * area_pool(heard, self.grid))
 
 # %% ../../nbs/models/20_sdavs.ipynb #ffee8b26
 class SNRP(nn.Module):
@@ -96,30 +63,27 @@ class SNRP(nn.Module):
 
     def __init__(self, dim: int, cfs: bool = True, sfs: bool = True):
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
-        self.mlp = (
-            nn.Sequential(nn.Linear(dim, dim // 2), nn.ReLU(), nn.Linear(dim // 2, dim)) if cfs else None
-        )
+        self.conv, half = nn.Conv2d(dim, dim, 3, padding=1), dim // 2
+        self.mlp = nn.Sequential(nn.Linear(dim, half), nn.ReLU(), nn.Linear(half, dim)) if cfs else None
         self.spatial = nn.Conv2d(dim, 1, 3, padding=1) if sfs else None
 
     def listen(self, F_a: Tensor) -> Tensor:
         "F_a [N,C,g,g] -> F'_a [N,C,g,g], to be upsampled where it is used (Eq. 1)."
         return self.conv(F_a)
 
-    def select(self, F_v: Tensor, F_a: Tensor, tap: Callable = lambda name, x: x) -> Tensor:
+    def select(self, F_v: Tensor, F_a: Tensor, tap: Tap = untapped) -> Tensor:
         "F_v [N,C,h,w] times the channel and the spatial gate of F'_a [N,C,g,g] (Eqs. 1-3)."
         if self.mlp is not None:  # channel feature selector
             pooled = F_a.mean((2, 3))
             gatec = torch.sigmoid(pooled + self.mlp(pooled))[:, :, None, None]
             F_v = tap('cfs', F_v * tap('gatec', gatec))
         if self.spatial is not None:  # spatial feature selector
-            gates = torch.sigmoid(resize(self.spatial(F_a), F_v.shape[-2:]))
-            F_v = F_v * tap('gates', gates)
+            F_v = F_v * tap('gates', torch.sigmoid(resize(self.spatial(F_a), F_v.shape[-2:])))
         return tap('snrp', F_v)
 
 # %% ../../nbs/models/20_sdavs.ipynb #54421df0
 class DepthwiseConv3d(nn.Conv3d):
-    "Depthwise (kernel_t,3,3) convolution of [B,T,C,H,W], equal to `nn.Conv3d` with zero padding, computed frame by frame."
+    "Depthwise (kernel_t,3,3) convolution of [B,T,C,H,W]: `nn.Conv3d` with zero padding, frame by frame."
 
     def __init__(self, dim: int, kernel_t: int = 3):
         super().__init__(dim, dim, (kernel_t, 3, 3), padding=(kernel_t // 2, 1, 1), groups=dim)
@@ -153,7 +117,7 @@ def tokens_of(x: Tensor) -> Tensor:
 
 
 class STC(nn.Module):
-    "Spatial-Temporal-Channel enhancer STC_x (Eq. 5), x one of 'q', 'k', 'v': [B,T,C,g,g] -> tokens [B,T*g*g,C]."
+    "Spatial-Temporal-Channel enhancer STC_x (Eq. 5), x of 'q', 'k', 'v': [B,T,C,g,g] to tokens [B,T*g*g,C]."
 
     def __init__(self, dim: int, x: str, se_ratio: int = 16):
         super().__init__()
@@ -165,16 +129,18 @@ class STC(nn.Module):
 
 # %% ../../nbs/models/20_sdavs.ipynb #c257e699
 class CrossAttention(nn.Module):
-    "One direction of Eq. 4: queries from [B,T,C,h,w], keys and values from [B,T,C,g,g], result of the query's shape."
+    "One direction of Eq. 4: what [B,T,C,h,w] asks of [B,T,C,g,g], of the query's shape."
 
     def __init__(self, dim: int, heads: int = 8, se_ratio: int = 16, stc: bool = True):
         super().__init__()
         self.attn = Attention(dim, heads)
         self.attn.o.weight.data.mul_(0.1)  # the exchange starts small, so that the gates learn first
-        if stc:
-            self.stc_q, self.stc_k, self.stc_v = (STC(dim, x, se_ratio) for x in 'qkv')
-        else:
-            self.stc_q = self.stc_k = self.stc_v = lambda x: F.layer_norm(tokens_of(x), x.shape[2:3])
+        self.stc_q, self.stc_k, self.stc_v = (STC(dim, x, se_ratio) if stc else self.plain for x in 'qkv')
+
+    @staticmethod
+    def plain(x: Tensor) -> Tensor:
+        "Tokens after a LayerNorm without parameters (detail 9)."
+        return F.layer_norm(tokens_of(x), x.shape[2:3])
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         out = self.attn(self.stc_q(query), self.stc_k(memory), self.stc_v(memory))
@@ -189,6 +155,11 @@ def interact(kind: str, attended: Tensor, original: Tensor) -> Tensor:
     return attended + original if kind == 'add' else attended
 
 
+def on_grid(x: Tensor, size: tuple[int, int], clips: int, pooled: bool = False) -> Tensor:
+    "[(B T),C,h,w] to [B,T,C,*size] for the attention: pooled, or interpolated."
+    return by_clip(area_pool(x, size) if pooled else resize(x, size), clips)
+
+# %% ../../nbs/models/20_sdavs.ipynb #33dd9b6c
 class DAMF(nn.Module):
     "Discriminative Audio-Visual Mutual Fusion (Eqs. 4-7)."
 
@@ -204,156 +175,145 @@ class DAMF(nn.Module):
     ):
         super().__init__()
         self.tokens, self.stc, self.interaction = tokens, stc, interaction
+        options = dict(heads=heads, se_ratio=se_ratio, stc=stc)
+        self.a2v = CrossAttention(dim, **options) if direction in ('both', 'a2v') else None
+        self.v2a = CrossAttention(dim, **options) if direction in ('both', 'v2a') else None
 
-        def make(wanted):
-            return CrossAttention(dim, heads, se_ratio, stc) if direction in ('both', wanted) else None
-
-        self.a2v, self.v2a = make('a2v'), make('v2a')
-
-    def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Callable = lambda name, x: x) -> Tensor:
+    def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Tap = untapped) -> Tensor:
         "F'_v [(B T),C,h,w] and F'_a [(B T),C,g,g] -> F'_a->v + F'_v->a [(B T),C,h,w]."
         size = tuple(F_v.shape[-2:])
         grid = tuple(min(s, self.tokens) for s in size)
         asking = grid if self.stc else size  # STC reduces the queries too
-
-        def small(x, s):
-            return (pool(x, s) if x is F_v else resize(x, s)).unflatten(0, (clips, -1))
-
         out = 0
         if self.a2v is not None:  # visual queries, audio memory
-            x = self.a2v(small(F_v, asking), small(F_a, grid)).flatten(0, 1)
+            query, memory = on_grid(F_v, asking, clips, pooled=True), on_grid(F_a, grid, clips)
+            x = self.a2v(query, memory).flatten(0, 1)
             out = out + tap('a2v', resize(interact(self.interaction, x, resize(F_a, asking)), size))
         if self.v2a is not None:  # audio queries, visual memory
-            x = resize(self.v2a(small(F_a, asking), small(F_v, grid)).flatten(0, 1), size)
+            query, memory = on_grid(F_a, asking, clips), on_grid(F_v, grid, clips, pooled=True)
+            x = resize(self.v2a(query, memory).flatten(0, 1), size)
             out = out + tap('v2a', interact(self.interaction, x, F_v))
         return out
 
 # %% ../../nbs/models/20_sdavs.ipynb #53cf7f34
-class Stage(nn.Module):
+class SDAVSStage(nn.Module):
     "SNRP, DAMF and the direct connection of Eq. 8 at one resolution."
 
     def __init__(self, dim: int, snrp: SNRP | None, damf: DAMF | None, snrp_position: str = 'pre'):
         super().__init__()
         self.snrp, self.damf, self.pre = snrp, damf, snrp_position == 'pre'
+        self.visual = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), group_norm(dim))
+        self.audio = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), group_norm(dim))
 
-        def conv():
-            return nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), group_norm(dim))
+    def fuse(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Tap) -> Tensor:
+        """Eqs. 1-7: F_v [(B T),C,h,w] and F_a [(B T),C,g,g] to [(B T),C,h,w].
 
-        self.visual, self.audio = conv(), conv()
-
-    def fuse(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Callable) -> Tensor:
-        "Eqs. 1-7: F_v [(B T),C,h,w] and F_a [(B T),C,g,g] to the fused feature plus the visual one that it came from [(B T),C,h,w]."
+        That is the fused feature plus the visual one that it came from.
+        """
         heard = F_a if self.snrp is None else self.snrp.listen(F_a)  # F'_a
         pre, after = self.snrp is not None and self.pre, self.snrp is not None and not self.pre
         seen = self.snrp.select(F_v, heard, tap) if pre else F_v  # F'_v
-        audio = F_a if after else heard
-        tap('audio', audio)
-        fused = (
-            seen + resize(audio, F_v.shape[-2:]) if self.damf is None else self.damf(seen, audio, clips, tap)
-        )
+        audio = tap('audio', F_a if after else heard)
+        if self.damf is None:
+            fused = seen + resize(audio, F_v.shape[-2:])
+        else:
+            fused = self.damf(seen, audio, clips, tap)
         return tap('fused', self.snrp.select(fused + F_v, heard, tap) if after else fused + seen)
 
-    def forward(
-        self, F_v: Tensor, F_a: Tensor, clips: int, tap: Callable = lambda name, x: x
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Tap = untapped) -> tuple[Tensor, Tensor]:
+        "Both streams, F_v [(B T),C,h,w] and F_a [(B T),C,g,g], for the next stage."
         fused = self.fuse(tap('visual', F_v), F_a, clips, tap)
         F_a = F_a + self.audio(F_a)
         return tap('out', F.relu(self.visual(fused))), F_a
 
+    def tap_names(self) -> list[str]:
+        "visual, audio, gatec, cfs, gates, snrp, a2v, v2a, fused, out, as far as the options have them."
+        names = ['visual', 'audio']
+        if self.snrp is not None:
+            names += ['gatec', 'cfs'] if self.snrp.mlp is not None else []
+            names += ['gates'] if self.snrp.spatial is not None else []
+            names += ['snrp']
+        if self.damf is not None:
+            names += [way for way in ('a2v', 'v2a') if getattr(self.damf, way) is not None]
+        return names + ['fused', 'out']
+
+# %% ../../nbs/models/20_sdavs.ipynb #6a334ad8
+@dataclass(frozen=True)
+class SDAVSOptions:
+    "What SDAVS can be asked for; the defaults are the paper's model."
+
+    dim: int = 256  # channels of every stage
+    heads: int | None = None  # attention heads; None: one for every 32 channels, so 8 of 256
+    tokens: int = 20  # largest side of the attention's grid per frame
+    audio_grid: int = 2  # side of the audio map in the decoder
+    levels: int = 4  # stages N of Eq. 8; 3 leaves out the finest map and most of the cost
+    se_ratio: int = 16  # reduction in channel recalibration (Eq. 6)
+    head_dim: int | None = None  # channels of skip connections and head; None: dim/4, at least 32
+    snrp: bool = True
+    cfs: bool = True  # SNRP's channel feature selector
+    sfs: bool = True  # SNRP's spatial feature selector
+    snrp_position: str = 'pre'  # or 'after' the fusion
+    damf: bool = True
+    stc: bool = True
+    interaction: str = 'multiply'  # or 'add', 'straight'
+    direction: str = 'both'  # or 'a2v', 'v2a'
+
 # %% ../../nbs/models/20_sdavs.ipynb #4a7119dc
-CHOICES = dict(
-    snrp_position=('pre', 'after'),
-    interaction=('multiply', 'add', 'straight'),
-    direction=('both', 'a2v', 'v2a'),
-)
-
-
 @register_model('sdavs')
 class SDAVS(AVSModel):
     "SDAVS (Eqs. 1-9). Only the paper exists (`spec='paper'`): no code was released."
 
-    def __init__(
-        self,
-        visual: nn.Module,
-        audio: nn.Module,
-        num_classes: int = 1,
-        frozen: tuple[str, ...] = ('audio',),
-        dim: int = 256,  # channels of every stage
-        heads: int | None = None,  # attention heads; None: one for every 32 channels, so 8 of 256
-        tokens: int = 20,  # largest side of the attention's grid per frame
-        audio_grid: int = 2,  # side of the audio map in the decoder
-        levels: int = 4,  # stages N of Eq. 8; 3 leaves out the finest map and most of the cost
-        se_ratio: int = 16,  # reduction in channel recalibration (Eq. 6)
-        head_dim: int | None = None,  # channels of skip connections and head; None: dim/4, at least 32
-        snrp: bool = True,
-        cfs: bool = True,
-        sfs: bool = True,
-        snrp_position: str = 'pre',
-        damf: bool = True,
-        stc: bool = True,
-        interaction: str = 'multiply',
-        direction: str = 'both',
-    ):
-        super().__init__(visual, audio, num_classes, frozen)
-        for option, known in CHOICES.items():
-            if locals()[option] not in known:
-                raise unknown(f'value of {option}', locals()[option], known)
-        heads = heads or max(dim // 32, 1)
-        self.stem = AudioStem(audio.dim, audio.map_channels, dim, audio_grid, heads)
-        check(
-            1 <= levels <= len(visual.channels),
-            f"levels is {levels}; the visual encoder has {len(visual.channels)}.",
-        )
-        self.levels, coarse_first = levels, list(visual.channels)[::-1][:levels]
+    Options = SDAVSOptions
+    choices = dict(
+        snrp=(True, False),
+        cfs=(True, False),
+        sfs=(True, False),
+        snrp_position=('pre', 'after'),
+        damf=(True, False),
+        stc=(True, False),
+        interaction=('multiply', 'add', 'straight'),
+        direction=('both', 'a2v', 'v2a'),
+    )
+    tiny = dict(tiny=dict(dim=32, tokens=4))
+
+    def __init__(self, visual: nn.Module, audio: nn.Module, **given: Any):
+        super().__init__(visual, audio, **given)
+        o, dim = self.options, self.options.dim
+        heads, narrow = o.heads or max(dim // 32, 1), o.head_dim or max(dim // 4, 32)
+        self.stem = AudioStem(audio.dim, audio.map_channels, dim, o.audio_grid, heads)
+        has = len(visual.channels)
+        check(1 <= o.levels <= has, f"levels is {o.levels}; the visual encoder has {has}.")
+        self.levels, coarse_first = o.levels, list(visual.channels)[::-1][: o.levels]
         self.laterals = nn.ModuleList(
             nn.Sequential(nn.Conv2d(C, dim, 1), group_norm(dim)) for C in coarse_first
         )
-        self.stages = nn.ModuleList(
-            Stage(
-                dim,
-                SNRP(dim, cfs, sfs) if snrp else None,
-                DAMF(dim, heads, tokens, se_ratio, stc, interaction, direction) if damf else None,
-                snrp_position,
-            )
-            for _ in coarse_first
-        )
-        head_dim = head_dim or max(dim // 4, 32)
-        self.skips = nn.ModuleList(nn.Conv2d(dim, head_dim, 1) for _ in coarse_first)
-        self.mlp = nn.Sequential(nn.ReLU(), nn.Conv2d(head_dim, head_dim, 1), nn.ReLU())
-        self.fc = nn.Conv2d(head_dim, num_classes, 1)
+        self.stages = nn.ModuleList(self.stage(heads) for _ in coarse_first)
+        self.skips = nn.ModuleList(nn.Conv2d(dim, narrow, 1) for _ in coarse_first)
+        self.mlp = nn.Sequential(nn.ReLU(), nn.Conv2d(narrow, narrow, 1), nn.ReLU())
+        self.fc = nn.Conv2d(narrow, self.num_classes, 1)
+
+    def stage(self, heads: int) -> SDAVSStage:
+        "A stage as the options have it."
+        o = self.options
+        snrp = SNRP(o.dim, o.cfs, o.sfs) if o.snrp else None
+        damf = DAMF(o.dim, heads, o.tokens, o.se_ratio, o.stc, o.interaction, o.direction) if o.damf else None
+        return SDAVSStage(o.dim, snrp, damf, o.snrp_position)
 
     def tap_names(self) -> list[str]:
-        "Per stage j (1 coarsest to 4 finest): visual, audio, gatec, cfs, gates, snrp, a2v, v2a, fused, out, as far as the options have them."
-        snrp, damf = self.stages[0].snrp, self.stages[0].damf
-        has = dict(
-            visual=True,
-            audio=True,
-            gatec=snrp and snrp.mlp,
-            cfs=snrp and snrp.mlp,
-            gates=snrp and snrp.spatial,
-            snrp=snrp,
-            a2v=damf and damf.a2v,
-            v2a=damf and damf.v2a,
-            fused=True,
-            out=True,
-        )
-        return (
-            ['stem']
-            + [f'stage{j}.{n}' for j in range(1, len(self.stages) + 1) for n, there in has.items() if there]
-            + ['fus_out']
-        )
+        "stem, fus_out, and those of `SDAVSStage` for each stage j (1 coarsest to 4 finest)."
+        names = [f'stage{j}.{n}' for j, stage in enumerate(self.stages, 1) for n in stage.tap_names()]
+        return ['stem', *names, 'fus_out']
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or at the finest stage's resolution if None (Eqs. 8, 9)."
         B, finest = features.audio_vector.shape[0], features.visual[-len(self.stages)].shape[-2:]
         F_v, seen, heard = None, 0, 0
-        F_a = self.tap(
-            'stem', self.stem(features.audio_vector.flatten(0, 1), features.audio_map.flatten(0, 1)), B
-        )
+        F_a = self.stem(features.audio_vector.flatten(0, 1), features.audio_map.flatten(0, 1))
+        F_a = self.tap('stem', F_a, B)
         for j, (lateral, stage, skip) in enumerate(zip(self.laterals, self.stages, self.skips), 1):
             level = lateral(features.visual[-j].flatten(0, 1))
             F_v = level if F_v is None else level + resize(F_v, level.shape[-2:])
-            F_v, F_a = stage(F_v, F_a, B, tap=lambda name, x: self.tap(f'stage{j}.{name}', x, B))
+            F_v, F_a = stage(F_v, F_a, B, self.tapping(f'stage{j}.', B))
             seen, heard = seen + resize(skip(F_v), finest), heard + skip(F_a)
         logits = self.fc(self.mlp(self.tap('fus_out', seen + resize(heard, finest), B)))
-        return Output((logits if size is None else resize(logits, size)).unflatten(0, (B, -1)))
+        return Output(by_clip(resize(logits, size), B))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import check, unknown
+from ..data.layouts import VOID
 from avsrepro.models.avsegformer import (
     Head,
     Mixer,
@@ -29,7 +30,7 @@ from .sdavs import Attention
 from ..nn.deformable import flatten_levels
 from ..nn.features import Features
 from ..nn.ssm import Mamba
-from ..train.losses import VOID, dice_loss
+from ..train.losses import dice_loss
 
 # %% auto #0
 __all__ = ['SPECS', 'CHOICES', 'Pointwise', 'branch', 'ProductAlign', 'AttentionAlign', 'AddAlign', 'ConcatAlign', 'DAM',

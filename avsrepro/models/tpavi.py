@@ -5,34 +5,37 @@
 # %% ../../nbs/models/30_tpavi.ipynb #5c8a271e
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.errors import check, unknown
-from .base import AVSModel, Output, register_model
-from .sdavs import pool, resize
+from ..core.errors import check
+from .base import AVSModel, Output, Tap, by_clip, register_model, untapped
 from ..nn.features import Features
+from ..nn.layers import area_pool, resize
 
 # %% auto #0
-__all__ = ['dilated', 'ASPP', 'attend_plain', 'attend_cheap', 'Interaction', 'enlarge', 'doubled', 'ResidualUnit', 'Fusion',
-           'Head', 'matching', 'TPAVI']
+__all__ = ['dilated', 'ASPP', 'attend_plain', 'attend_cheap', 'Interaction', 'doubled', 'ResidualUnit', 'RefineStep',
+           'DoublingHead', 'matching', 'MatchingLoss', 'TPAVIOptions', 'TPAVI']
 
 # %% ../../nbs/models/30_tpavi.ipynb #89954298
 def dilated(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    "`conv(x)` for a 3x3 convolution of stride 1 whose padding is its dilation, without the taps that fall outside of x [N,C,h,w]."
+    """`conv(x)` for a 3x3 convolution of stride 1 whose padding is its dilation.
+
+    The taps that fall outside of x [N,C,h,w] are left out.
+    """
     d = conv.dilation[0]
     outside = [d >= n for n in x.shape[-2:]]
     rows, cols = (slice(1, 2) if o else slice(None) for o in outside)
-    return F.conv2d(
-        x, conv.weight[:, :, rows, cols], conv.bias, padding=[0 if o else d for o in outside], dilation=d
-    )
+    padding = [0 if o else d for o in outside]
+    return F.conv2d(x, conv.weight[:, :, rows, cols], conv.bias, padding=padding, dilation=d)
 
-
+# %% ../../nbs/models/30_tpavi.ipynb #35c40acc
 class ASPP(nn.Module):
     "Sum of four parallel dilated convolutions: [N,C,h,w] -> [N,dim,h,w] (facts, section 6)."
 
@@ -47,14 +50,13 @@ class ASPP(nn.Module):
 
 # %% ../../nbs/models/30_tpavi.ipynb #c9212d78
 def attend_plain(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-    "The reference: theta, g [B,T,P,d] and phi [B,T,d] of T frames with P pixels to y [B,T,P,d], through the N x N product (facts, section 6)."
+    """The reference: y [B,T,P,d] of theta, g [B,T,P,d] and phi [B,T,d], T frames with P pixels.
+
+    Goes through the N x N product (facts, section 6).
+    """
     T, P = theta.shape[1:3]
-
-    def flat(x):
-        return rearrange(x, 'b t p d -> b (t p) d')
-
     tiled = repeat(phi, 'b t d -> b (t p) d', p=P)
-    y = (flat(theta) / (T * P)) @ tiled.mT @ flat(g)
+    y = (theta.flatten(1, 2) / (T * P)) @ tiled.mT @ g.flatten(1, 2)
     return rearrange(y, 'b (t p) d -> b t p d', t=T)
 
 
@@ -65,7 +67,7 @@ def attend_cheap(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
 
 # %% ../../nbs/models/30_tpavi.ipynb #89f1a3a9
 class Interaction(nn.Module):
-    "One TPAVI block, 'cheap' or 'plain': pictures [B,T,C,h,w] and sounds [B,T,D] to the fused pictures and the projected sounds [B,T,C] (facts, section 6)."
+    "One TPAVI block, 'cheap' or 'plain' (facts, section 6)."
 
     def __init__(
         self, audio_dim: int, dim: int = 256, attention: str = 'cheap', bias: bool = True, gamma: float = 0.0
@@ -86,56 +88,52 @@ class Interaction(nn.Module):
         values = self.g(v.mean(2)) @ self.W_z.weight.T
         return torch.baddbmm(self.W_z.bias, heard, values).view_as(v)
 
-    def forward(self, x: Tensor, vector: Tensor, tap: Callable = lambda name, x: x) -> tuple[Tensor, Tensor]:
-        h, w = x.shape[-2:]
-
-        def frames(v):
-            return rearrange(v, 'b t (h w) c -> (b t) c h w', h=h, w=w)
-
+    def forward(self, x: Tensor, vector: Tensor, tap: Tap = untapped) -> tuple[Tensor, Tensor]:
+        "Pictures [B,T,C,h,w] and sounds [B,T,D] to the fused pictures and the projected sounds [B,T,C]."
         a, v = self.audio(vector), rearrange(x, 'b t c h w -> b t (h w) c').contiguous()
         y = self.norm_z(self.attend(v, a).flatten(0, 2)).view_as(v)
-        tap('heard', frames(y))
-        return frames(self.norm(v + y)).unflatten(0, x.shape[:2]), a
+        heard, fused = (
+            rearrange(z, 'b t (h w) c -> (b t) c h w', h=x.shape[-2]) for z in (y, self.norm(v + y))
+        )
+        tap('heard', heard)
+        return fused.unflatten(0, x.shape[:2]), a
 
 # %% ../../nbs/models/30_tpavi.ipynb #af9dce62
-def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
-    "[N,C,h,w] to [N,C,H,W], bilinear with aligned corners, as the decoder doubles its maps."
-    return (
-        x
-        if tuple(x.shape[-2:]) == tuple(size)
-        else F.interpolate(x, size, mode='bilinear', align_corners=True)
-    )
-
-
 def doubled(x: Tensor) -> Tensor:
-    "[N,C,h,w] to [N,C,2h,2w]."
-    return enlarge(x, tuple(2 * n for n in x.shape[-2:]))
+    "[N,C,h,w] to [N,C,2h,2w], bilinear with aligned corners."
+    return resize(x, tuple(2 * n for n in x.shape[-2:]), aligned=True)
 
 
 class ResidualUnit(nn.Module):
-    "Two 3x3 convolutions, each after a ReLU, and a skip connection that carries x or, if `inplace`, ReLU(x): [N,C,h,w] to the same."
+    "Two 3x3 convolutions, each after a ReLU, and a skip of x or, if `inplace`, ReLU(x), all [N,C,h,w]."
 
     def __init__(self, dim: int, inplace: bool = False):
         super().__init__()
-        self.inplace, self.conv1, self.conv2 = inplace, *(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(2))
+        self.inplace = inplace
+        self.conv1, self.conv2 = (nn.Conv2d(dim, dim, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(x)
         return self.conv2(F.relu(self.conv1(y))) + (y if self.inplace else x)
 
+# %% ../../nbs/models/30_tpavi.ipynb #a08e56df
+class RefineStep(nn.Module):
+    """One step of the decoder: a level [N,C,h,w] through `lateral` plus the coarser path, then `out`.
 
-class Fusion(nn.Module):
-    "One step of the decoder: a level [N,C,h,w] through `lateral` plus the coarser path, then `out`. The coarsest level has no path and is taken as it is."
+    The coarsest level has no path and is taken as it is.
+    """
 
     def __init__(self, dim: int, lateral: bool = True, inplace: bool = False):
         super().__init__()
         self.lateral, self.out = ResidualUnit(dim, inplace) if lateral else None, ResidualUnit(dim, inplace)
 
     def forward(self, level: Tensor, path: Tensor | None = None) -> Tensor:
-        return self.out(level if path is None else self.lateral(level) + enlarge(path, level.shape[-2:]))
+        if path is None:
+            return self.out(level)
+        return self.out(self.lateral(level) + resize(path, level.shape[-2:], aligned=True))
 
 # %% ../../nbs/models/30_tpavi.ipynb #6224153a
-class Head(nn.Module):
+class DoublingHead(nn.Module):
     "[N,dim,h,w] to logits [N,K,2h,2w], or [N,K,h,w] without doubling (facts, section 6)."
 
     def __init__(self, dim: int, num_classes: int, double: bool = True):
@@ -150,101 +148,90 @@ class Head(nn.Module):
 
 # %% ../../nbs/models/30_tpavi.ipynb #b4d55089
 def matching(visual: Tensor, audio: Tensor, mask: Tensor) -> Tensor:
-    "KL(softmax(audio) || softmax(masked mean of visual)) in nats for each sample: visual [N,C,h,w], audio [N,C], mask [N,h,w] in 0-1 -> [N] (facts, section 4)."
+    """KL(softmax(audio) || softmax(masked mean of visual)) in nats for each sample: [N] (facts, section 4).
+
+    visual [N,C,h,w], audio [N,C], mask [N,h,w] in 0-1.
+    """
     visual, audio = (x if x.dtype == torch.double else x.float() for x in (visual, audio))
     seen = (visual * mask[:, None]).mean((2, 3))
     return F.kl_div(seen.log_softmax(-1), audio.log_softmax(-1), reduction='none', log_target=True).sum(-1)
 
-# %% ../../nbs/models/30_tpavi.ipynb #cd9613b1
-@register_model('tpavi')
-class TPAVI(AVSModel):
-    "TPAVI (facts, sections 4 and 6). `spec='code'` adds an unused residual unit and the effect of its in-place ReLUs. `InputError` for options out of range."
-
-    specs = ('paper', 'code')
-    loss = MappingProxyType(
-        dict(ce=1.0, avm=0.5)
-    )  # as for MS3 and AVSS; S4 was trained with the cross entropy alone
-
-    def __init__(
-        self,
-        visual: nn.Module,
-        audio: nn.Module,
-        num_classes: int = 1,
-        frozen: tuple[str, ...] = ('audio',),
-        dim: int = 256,  # channels of every level; half of them inside TPAVI
-        levels: int = 4,  # coarsest visual levels used; with fewer the decoder ends earlier
-        attention: str = 'cheap',  # or 'plain', the N x N reference
-        upsample: int = 2,  # doublings after the finest level: 0, 1 or 2
-        gamma: float = 0.0,  # start of the weight of TPAVI's batch norm; 0 begins as the identity
-        spec: str = 'paper',
-    ):
-        super().__init__(visual, audio, num_classes, frozen)
-        if attention not in ('cheap', 'plain'):
-            raise unknown('value of attention', attention, ('cheap', 'plain'))
-        check(
-            1 <= levels <= len(visual.channels),
-            f"levels is {levels}; the visual encoder has {len(visual.channels)}.",
-        )
-        check(dim >= 2 and dim % 2 == 0, f"dim is {dim}; expected an even number of channels.")
-        check(upsample in (0, 1, 2), f"upsample is {upsample}; expected 0, 1 or 2 doublings.")
-        self.levels, self.upsample, code = levels, upsample, spec == 'code'
-        self.aspp = nn.ModuleList(ASPP(C, dim) for C in visual.channels[::-1][:levels])  # coarse to fine
-        self.tpavi = nn.ModuleList(
-            Interaction(audio.dim, dim, attention, num_classes == 1, gamma) for _ in range(levels)
-        )
-        self.decoder = nn.ModuleList(Fusion(dim, j > 0 or code, code) for j in range(levels))
-        self.head = Head(dim, num_classes, upsample > 1)
-
-    def dead_parameters(self) -> list[str]:
-        "Names of the parameters that no output depends on."
-        return (
-            [f'decoder.0.lateral.{n}' for n, _ in self.decoder[0].lateral.named_parameters()]
-            if self.decoder[0].lateral
-            else []
-        )
-
-    def tap_names(self) -> list[str]:
-        "Per stage j (1 coarsest to 4 finest): visual, before TPAVI; heard, what TPAVI adds; fused, after it; out, of the decoder. `fus_out` is what the head reads."
-        return [
-            f'stage{j}.{n}' for j in range(1, self.levels + 1) for n in ('visual', 'heard', 'fused', 'out')
-        ] + ['fus_out']
-
-    def fuse(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
-        "Per level, coarse to fine: the fused pictures [B,T,dim,h,w] and the sounds they were fused with [B,T,dim]."
-        B, fused, sounds = features.audio_vector.shape[0], [], []
-        for j, (aspp, tpavi) in enumerate(zip(self.aspp, self.tpavi), 1):
-
-            def tap(name, x):
-                return self.tap(f'stage{j}.{name}', x, B)
-
-            x = tap('visual', aspp(features.visual[-j].flatten(0, 1))).unflatten(0, (B, -1))
-            x, a = tpavi(x, features.audio_vector, tap)
-            tap('fused', x.flatten(0, 1))
-            fused.append(x)
-            sounds.append(a)
-        return fused, sounds
-
-    def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
-        "`Features` to logits [B,T,K,H,W] at `size`, or as the head makes them if None; `aux` holds what the matching loss reads."
-        fused, sounds = self.fuse(features)
-        B, path = len(sounds[0]), None
-        for j, (level, step) in enumerate(zip(fused, self.decoder), 1):
-            path = self.tap(f'stage{j}.out', step(level.flatten(0, 1), path), B)
-        if self.upsample:
-            path = doubled(path)
-        logits = self.head(self.tap('fus_out', path, B))
-        return Output(
-            (logits if size is None else resize(logits, size)).unflatten(0, (B, -1)),
-            dict(fused=fused, sounds=sounds),
-        )
+# %% ../../nbs/models/30_tpavi.ipynb #f63bbc7e
+class MatchingLoss:
+    "The loss term `avm` of a model whose `aux` has its `fused` pictures and `sounds` by level; a mixin."
 
     def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
-        "'avm': matching of the supervised frames, averaged over levels, summed over frames (binary) or averaged (classes) (facts, section 4)."
+        "Matching of the supervised frames, mean over levels; their sum (binary) or mean (classes)."
         counts, total = supervised.flatten().bool(), 0
         for x, a in zip(output.aux['fused'], output.aux['sounds']):
-            mask = pool(output.logits.flatten(0, 1)[counts], x.shape[-2:])
+            mask = area_pool(output.logits.flatten(0, 1)[counts], x.shape[-2:])
             mask = mask[:, 0].sigmoid() if self.num_classes == 1 else (mask.argmax(1) != 0).to(x.dtype)
-            total = (
-                total + matching(x.flatten(0, 1)[counts], a.flatten(0, 1)[counts], mask).sum() / self.levels
-            )
+            apart = matching(x.flatten(0, 1)[counts], a.flatten(0, 1)[counts], mask)
+            total = total + apart.sum() / self.levels
         return dict(avm=total if self.num_classes == 1 else total / counts.sum().clamp(min=1))
+
+# %% ../../nbs/models/30_tpavi.ipynb #f2af67e4
+@dataclass(frozen=True)
+class TPAVIOptions:
+    "What TPAVI can be asked for; the defaults are the published model."
+
+    dim: int = 256  # channels of every level; half of them inside TPAVI
+    levels: int = 4  # coarsest visual levels used; with fewer the decoder ends earlier
+    attention: str = 'cheap'  # or 'plain', the N x N reference
+    upsample: int = 2  # doublings after the finest level: 0, 1 or 2
+    gamma: float = 0.0  # start of the weight of TPAVI's batch norm; 0 begins as the identity
+
+# %% ../../nbs/models/30_tpavi.ipynb #cd9613b1
+@register_model('tpavi')
+class TPAVI(MatchingLoss, AVSModel):
+    """TPAVI (facts, sections 4 and 6). `InputError` for options out of range.
+
+    `spec='code'` adds an unused residual unit and the effect of its in-place ReLUs.
+    """
+
+    Options, specs = TPAVIOptions, dict(paper={}, code={})
+    choices = dict(attention=('cheap', 'plain'), upsample=(0, 1, 2))
+    tiny = dict(tiny=dict(dim=16, gamma=1.0))
+    inert = ('decoder.0.lateral.',)  # in the code: the coarsest step has nothing to fuse (detail 7)
+    # as for MS3 and AVSS; S4 was trained with the cross entropy alone
+    loss = MappingProxyType(dict(ce=1.0, avm=0.5))
+
+    def __init__(self, visual: nn.Module, audio: nn.Module, **given: Any):
+        super().__init__(visual, audio, **given)
+        o, code, has = self.options, self.spec == 'code', len(visual.channels)
+        check(1 <= o.levels <= has, f"levels is {o.levels}; the visual encoder has {has}.")
+        check(o.dim >= 2 and o.dim % 2 == 0, f"dim is {o.dim}; expected an even number of channels.")
+        self.levels, self.upsample, bias = o.levels, o.upsample, self.num_classes == 1
+        self.aspp = nn.ModuleList(ASPP(C, o.dim) for C in visual.channels[::-1][: o.levels])  # coarse to fine
+        self.tpavi = nn.ModuleList(
+            Interaction(audio.dim, o.dim, o.attention, bias, o.gamma) for _ in range(o.levels)
+        )
+        self.decoder = nn.ModuleList(RefineStep(o.dim, j > 0 or code, code) for j in range(o.levels))
+        self.head = DoublingHead(o.dim, self.num_classes, o.upsample > 1)
+
+    def deaf(self) -> str | None:
+        "As long as the block is the identity."
+        if all((block.norm_z.weight == 0).all() for block in self.tpavi):
+            return 'the batch norm behind W_z starts at zero (gamma=0), so what is heard has no weight yet'
+        return None
+
+    def tap_names(self) -> list[str]:
+        """Per stage j (1 coarsest to 4 finest): visual, before TPAVI; heard, what it adds; fused; out.
+
+        fused is after TPAVI, out of the decoder. `fus_out` is what the head reads.
+        """
+        stages = range(1, self.levels + 1)
+        return [f'stage{j}.{n}' for j in stages for n in ('visual', 'heard', 'fused', 'out')] + ['fus_out']
+
+    def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
+        "`Features` to logits [B,T,K,H,W] at `size`, or as the head makes them if None."
+        B, path, fused, sounds = features.audio_vector.shape[0], None, [], []
+        for j, (aspp, tpavi, step) in enumerate(zip(self.aspp, self.tpavi, self.decoder), 1):
+            tap = self.tapping(f'stage{j}.', B)
+            x = tap('visual', aspp(features.visual[-j].flatten(0, 1)))
+            x, a = tpavi(by_clip(x, B), features.audio_vector, tap)
+            path = tap('out', step(tap('fused', x.flatten(0, 1)), path))
+            fused.append(x)
+            sounds.append(a)
+        logits = self.head(self.tap('fus_out', doubled(path) if self.upsample else path, B))
+        return Output(by_clip(resize(logits, size), B), dict(fused=fused, sounds=sounds))

@@ -25,21 +25,16 @@ Sizes = Sequence[tuple[int, int]]  # (h, w) of each level
 
 def flatten_levels(maps: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
     "Maps [N,C,h_l,w_l] to tokens [N,S,C], S = sum of h_l w_l in the order given, and their sizes."
-    return torch.cat([rearrange(m, 'n c h w -> n (h w) c') for m in maps], 1), [
-        tuple(m.shape[-2:]) for m in maps
-    ]
+    tokens = torch.cat([rearrange(m, 'n c h w -> n (h w) c') for m in maps], 1)
+    return tokens, [tuple(m.shape[-2:]) for m in maps]
 
 
 def split_levels(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
     "The maps [N,C,h_l,w_l] again; `InputError` if tokens [N,S,C] are not as many as `sizes` say."
-    check(
-        tokens.shape[1] == sum(h * w for h, w in sizes),
-        f"{tokens.shape[1]} tokens; expected {' + '.join(f'{h} x {w}' for h, w in sizes)}.",
-    )
-    return [
-        rearrange(t, 'n (h w) c -> n c h w', h=h)
-        for t, (h, w) in zip(tokens.split([h * w for h, w in sizes], 1), sizes)
-    ]
+    lengths, expected = [h * w for h, w in sizes], ' + '.join(f'{h} x {w}' for h, w in sizes)
+    check(tokens.shape[1] == sum(lengths), f'{tokens.shape[1]} tokens; expected {expected}.')
+    levels = zip(tokens.split(lengths, 1), sizes)
+    return [rearrange(t, 'n (h w) c -> n c h w', h=h) for t, (h, w) in levels]
 
 # %% ../../nbs/nn/40_deformable.ipynb #8901121e
 def pixel_centres(sizes: Sizes, like: Tensor) -> Tensor:
@@ -48,12 +43,11 @@ def pixel_centres(sizes: Sizes, like: Tensor) -> Tensor:
     def grid(n):
         return (torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) / n
 
-    return torch.cat(
-        [
-            torch.stack([repeat(grid(w), 'w -> (h w)', h=h), repeat(grid(h), 'h -> (h w)', w=w)], -1)
-            for h, w in sizes
-        ]
-    )
+    centres = []
+    for h, w in sizes:
+        x, y = repeat(grid(w), 'w -> (h w)', h=h), repeat(grid(h), 'h -> (h w)', w=w)
+        centres.append(torch.stack([x, y], -1))
+    return torch.cat(centres)
 
 # %% ../../nbs/nn/40_deformable.ipynb #ac27c353
 def deformable_sample(
@@ -62,20 +56,17 @@ def deformable_sample(
     locations: Tensor,  # [N,Q,M,L,P,2]: (x, y), 0 to 1 across each level
     weights: Tensor,  # [N,Q,M,L,P]
 ) -> Tensor:  # [N,Q,(M D)]
-    "Weighted sum over levels and points of bilinear samples, zero outside (Deformable DETR, Eq. 3, without the linear maps)."
+    "Weighted sum of bilinear samples, zero outside (Deformable DETR, Eq. 3, without the linear maps)."
     heads, out = value.shape[2], 0
-    for l, v in enumerate(split_levels(rearrange(value, 'n s m d -> n s (m d)'), sizes)):
+    sampling = dict(mode='bilinear', padding_mode='zeros', align_corners=False)
+    for level, v in enumerate(split_levels(rearrange(value, 'n s m d -> n s (m d)'), sizes)):
         v = rearrange(v, 'n (m d) h w -> (n m) d h w', m=heads)
-        grid = rearrange(2 * locations[:, :, :, l] - 1, 'n q m p xy -> (n m) q p xy')
-        wide = torch.promote_types(
-            v.dtype, grid.dtype
-        )  # places keep their precision beside values in half precision
-        seen = F.grid_sample(
-            v.to(wide), grid.to(wide), mode='bilinear', padding_mode='zeros', align_corners=False
-        )
-        out = out + torch.einsum(
-            'ndqp,nqp->ndq', seen, rearrange(weights[:, :, :, l], 'n q m p -> (n m) q p').to(wide)
-        )
+        grid = rearrange(2 * locations[:, :, :, level] - 1, 'n q m p xy -> (n m) q p xy')
+        A = rearrange(weights[:, :, :, level], 'n q m p -> (n m) q p')
+        # places keep their precision beside values in half precision
+        wide = torch.promote_types(v.dtype, grid.dtype)
+        seen = F.grid_sample(v.to(wide), grid.to(wide), **sampling)
+        out = out + torch.einsum('ndqp,nqp->ndq', seen, A.to(wide))
     return rearrange(out, '(n m) d q -> n q (m d)', m=heads).to(value.dtype)
 
 # %% ../../nbs/nn/40_deformable.ipynb #086afae5
@@ -87,16 +78,17 @@ def head_directions(heads: int) -> Tensor:
 
 # %% ../../nbs/nn/40_deformable.ipynb #0aea4b00
 class DeformableAttention(nn.Module):
-    "Multi-scale deformable attention (Deformable DETR, section 4.1): queries [N,Q,C] and a pyramid of `levels` maps as tokens [N,S,C] to [N,Q,C]. `InputError` if heads do not divide dim."
+    """Multi-scale deformable attention (Deformable DETR, section 4.1).
+
+    From queries [N,Q,C] and a pyramid of `levels` maps as tokens [N,S,C] to [N,Q,C]. `InputError` if heads do
+    not divide dim."""
 
     def __init__(self, dim: int, levels: int = 3, heads: int = 8, points: int = 4):
         super().__init__()
         check(dim % heads == 0, f"{heads} heads do not divide {dim} channels.")
         self.levels, self.heads, self.points = levels, heads, points
-        self.offsets, self.weights = (
-            nn.Linear(dim, heads * levels * points * 2),
-            nn.Linear(dim, heads * levels * points),
-        )
+        places = heads * levels * points
+        self.offsets, self.weights = nn.Linear(dim, 2 * places), nn.Linear(dim, places)
         self.value, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.reset()
 
@@ -114,9 +106,8 @@ class DeformableAttention(nn.Module):
 
     def places(self, query: Tensor, reference: Tensor, sizes: Sizes) -> Tensor:
         "Where each query looks: [N,Q,M,L,P,2], (x, y) in 0 to 1 across each level."
-        offsets = rearrange(
-            self.offsets(query), 'n q (m l p c) -> n q m l p c', m=self.heads, l=self.levels, c=2
-        )
+        axes = dict(m=self.heads, l=self.levels, c=2)
+        offsets = rearrange(self.offsets(query), 'n q (m l p c) -> n q m l p c', **axes)
         scale = torch.tensor([(w, h) for h, w in sizes], device=offsets.device, dtype=reference.dtype)
         return rearrange(reference, '... q c -> ... q 1 1 1 c') + offsets / scale[:, None]
 

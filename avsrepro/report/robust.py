@@ -27,7 +27,7 @@ from ..core.paths import atomic_write, cache_dir
 from ..data.assets import open_bank
 from ..data.loading import open_splits
 from ..data.negatives import BankSounds, Negatives, Positives, WithOffscreen
-from ..metrics.robust import PROTOCOLS, RobustScorer
+from ..metrics.robust import ROBUST_PROTOCOLS, RobustScorer
 from .published import published, published_tables
 from .tables import COLUMNS, write_page
 from ..train.batches import predict, source_of
@@ -89,7 +89,7 @@ _CODE = (
 def _score(
     run: RunResult, clips: Sequence, condition: Condition, bank: str | None, store: RunStore | None
 ) -> dict[str, dict]:
-    model, scorers = load_trained(run, store), {p: RobustScorer(p, condition.negative) for p in PROTOCOLS}
+    model, scorers = load_trained(run, store), {p: RobustScorer(p, condition.negative) for p in ROBUST_PROTOCOLS}
     torch.set_num_threads(run.spec.config.threads)
     for batch in chain.from_iterable(
         source_of(model, condition.of(clips, bank), progress=False).batches(run.spec.config.batch_size)
@@ -220,8 +220,8 @@ def robust_table(
     store: RunStore | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "The long table and the differences of a table of AVSBench-Robust, by one protocol."
-    if protocol not in PROTOCOLS:
-        raise unknown('protocol', protocol, PROTOCOLS)
+    if protocol not in ROBUST_PROTOCOLS:
+        raise unknown('protocol', protocol, ROBUST_PROTOCOLS)
     conditions = conditions or paper_conditions()
     printed = printed_rows(experiment)
     if protocol == 'robust-fixed':

@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['SILENCE', 'Silenced', 'Batch', 'in_steps', 'Source', 'ahead', 'by_shape', 'ClipSource', 'FeatureSource', 'source_of',
-           'in_half', 'predict']
+           'predict']
 
 # %% ../../nbs/train/27_batches.ipynb #ea23e679
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from ..models.base import AVSModel, Output
-from ..nn.features import ClipFeatures, FeatureCache, Features
+from ..nn.clips import ClipFeatures, encode_clips
+from ..nn.features import FeatureCache, Features, FeatureStream
+from ..nn.precision import in_half
 
 # %% ../../nbs/train/27_batches.ipynb #9a1ba2f5
 SILENCE = math.log(0.01)  # log-mel of silence (reference facts, section 2)
@@ -44,28 +44,29 @@ class Batch:
     "B clips of T frames."
 
     ids: list[str]
-    inputs: (
-        tuple[Tensor, Tensor] | Features
-    )  # frames uint8 [B,T,3,H,W] and mel [B,T,C,96,64], or what encoders made of them
+    inputs: tuple[Tensor, Tensor] | Features  # frames uint8 [B,T,3,H,W] and mel [B,T,C,96,64], or encoded
     target: Tensor  # uint8 [B,T,H,W]: 0 background, k class, 255 void
     supervised: Tensor  # bool [B,T]
 
     def part(self, start: int, stop: int) -> 'Batch':
         "The same clips from second `start` up to `stop`."
-        cut, x = (lambda t: t[:, start:stop]), self.inputs
-        inputs = (
-            Features(list(map(cut, x.visual)), cut(x.audio_vector), cut(x.audio_map))
-            if isinstance(x, Features)
-            else tuple(map(cut, x))
-        )
+
+        def cut(t: Tensor) -> Tensor:
+            return t[:, start:stop]
+
+        x = self.inputs
+        if isinstance(x, Features):
+            inputs = Features([cut(v) for v in x.visual], cut(x.audio_vector), cut(x.audio_map))
+        else:
+            inputs = cut(x[0]), cut(x[1])
         return Batch(self.ids, inputs, cut(self.target), cut(self.supervised))
 
-
+# %% ../../nbs/train/27_batches.ipynb #60955128
 def in_steps(order: Sequence[int], batch_size: int) -> list[list[int]]:
     "`order` cut into steps of `batch_size`, the last one perhaps smaller."
     return [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
 
-
+# %% ../../nbs/train/27_batches.ipynb #60955127
 class Source:
     "Hands out a data set in batches. A subclass has `ids` and `load`, which returns the batches of one step."
 
@@ -83,12 +84,12 @@ class Source:
         return in_steps(order, batch_size)
 
     def batches(self, batch_size: int, order: Sequence[int] | None = None) -> Iterator[list[Batch]]:
-        "The batches of each step, `batch_size` clips together, by `steps` of `order` (default: all clips as they lie)."
+        "The batches of each step, by `steps` of `order`; without one, all clips as they lie."
         steps = in_steps(range(len(self)), batch_size) if order is None else self.steps(batch_size, order)
         return ahead(self.load, steps, self.workers) if self.workers else map(self.load, steps)
 
 # %% ../../nbs/train/27_batches.ipynb #339ef24a
-def ahead(load, steps: Sequence, workers: int) -> Iterator:
+def ahead(load: Callable, steps: Sequence, workers: int) -> Iterator:
     "`map(load, steps)` in threads, never more than two steps per thread ahead of the reader."
     with ThreadPoolExecutor(workers) as pool:
         waiting = [pool.submit(load, s) for s in steps[: 2 * workers]]
@@ -113,19 +114,15 @@ class ClipSource(Source):
     def __init__(self, clips: Sequence, workers: int = 0, hear: Callable = attrgetter('mel')):
         self.clips, self.ids, self.workers, self.hear = clips, clips.ids, workers, hear
 
-    def load(self, indices: Sequence[int]) -> list[Batch]:
-        def stack(group, name):
-            return torch.stack([getattr(c, name) for c in group])
+    def _batch(self, clips: Sequence) -> Batch:
+        frames, target, supervised = (
+            torch.stack([getattr(c, name) for c in clips]) for name in ('frames', 'target', 'supervised')
+        )
+        heard = torch.stack([self.hear(c) for c in clips])
+        return Batch([c.info['id'] for c in clips], (frames, heard), target.to(torch.uint8), supervised)
 
-        return [
-            Batch(
-                [c.info['id'] for c in g],
-                (stack(g, 'frames'), torch.stack([self.hear(c) for c in g])),
-                stack(g, 'target').to(torch.uint8),
-                stack(g, 'supervised'),
-            )
-            for g in by_shape(self.clips[i] for i in indices)
-        ]
+    def load(self, indices: Sequence[int]) -> list[Batch]:
+        return [self._batch(group) for group in by_shape(self.clips[i] for i in indices)]
 
 # %% ../../nbs/train/27_batches.ipynb #a91b761f
 class FeatureSource(Source):
@@ -143,64 +140,63 @@ class FeatureSource(Source):
         workers: int = 0,
     ) -> 'FeatureSource':
         "Encode `clips` with the encoders of `model`, or find them in the cache."
-        f = ClipFeatures(model.visual, model.audio, clips, cache, progress)
-        device = next(model.parameters()).device
-        if device.type == 'cuda':
-            size = sum(2 * math.prod(r.shape) for r in (*f.visual, f.audio_vector, f.audio_map))
-            if size < torch.cuda.mem_get_info(device)[0] / 10:
-                f.to(device)
+        f = encode_clips(model.visual, model.audio, clips, cache, progress)
+        _near(f, next(model.parameters()).device)
         return FeatureSource(f, workers)
 
     def silenced(self, model: AVSModel, cache: FeatureCache | None = None) -> 'FeatureSource':
-        "The features of `Silenced` clips, without reading the clips again: one silent example stands for every sound."
-        f, sounds = copy(self.features), (cache or FeatureCache()).stream(model.audio, 'audio')
+        """The features of `Silenced` clips, without reading the clips again.
+
+        One silent example stands for every sound."""
+        f, sounds = self.features, FeatureStream(cache or FeatureCache(), model.audio, 'audio')
         sounds.add(torch.full(f.shape[1], model.audio.silence))
-        f.audio_vector, f.audio_map = sounds.rows()
-        f.audio_index = [torch.zeros_like(i) for i in f.audio_index]
-        device = self.features.audio_vector.chunks[0].device
-        if device.type != 'cpu':
-            f.audio_vector, f.audio_map = f.audio_vector.to(device), f.audio_map.to(device)
-        return FeatureSource(f, self.workers)
+        rows, device = sounds.rows(), f.audio_vector.chunks[0].device
+        vector, amap = (r.to(device) for r in rows) if device.type != 'cpu' else rows
+        index = [torch.zeros_like(i) for i in f.audio_index]
+        silent = replace(f, audio_vector=vector, audio_map=amap, audio_index=index)
+        return FeatureSource(silent, self.workers)
 
     def coarsest(self, levels: int) -> 'FeatureSource':
         "The same features with only the `levels` coarsest visual maps, for a decoder that reads no more."
-        f = copy(self.features)
-        f.visual = f.visual[-levels:]
-        return FeatureSource(f, self.workers)
+        coarse = replace(self.features, visual=self.features.visual[-levels:])
+        return FeatureSource(coarse, self.workers)
 
     def steps(self, batch_size: int, order: Sequence[int]) -> list[list[int]]:
-        "Clips of one length together, so that a step is one batch; the steps follow one another as their first clips do."
-        lengths = {}
-        for place, i in enumerate(order):
-            lengths.setdefault(len(self.features.targets[i]), []).append((place, i))
-        return [
-            [i for _, i in s]
-            for s in sorted(s for group in lengths.values() for s in in_steps(group, batch_size))
-        ]
+        """Clips of one length together, so that a step is one batch.
+
+        The steps follow one another as their first clips do."""
+        place = {i: n for n, i in enumerate(order)}
+        steps = [s for group in self._by_length(order) for s in in_steps(group, batch_size)]
+        return sorted(steps, key=lambda s: place[s[0]])
 
     def load(self, indices: Sequence[int]) -> list[Batch]:
+        groups = self._by_length(indices)
+        return [Batch([self.ids[i] for i in g], *self.features.batch(g)) for g in groups]
+
+    def _by_length(self, indices: Sequence[int]) -> list[list[int]]:
         groups = {}
         for i in indices:
             groups.setdefault(len(self.features.targets[i]), []).append(i)
-        return [Batch([self.ids[i] for i in g], *self.features.batch(g)) for g in groups.values()]
+        return list(groups.values())
+
+# %% ../../nbs/train/27_batches.ipynb #a91b7620
+def _near(features: ClipFeatures, device: torch.device) -> None:
+    "Into the memory of a GPU, if they take a small part of it."
+    if device.type != 'cuda':
+        return
+    rows = (*features.visual, features.audio_vector, features.audio_map)
+    size = sum(2 * math.prod(r.shape) for r in rows)  # bytes in float16
+    if size < torch.cuda.mem_get_info(device)[0] / 10:
+        features.to(device)
 
 
 def source_of(model: AVSModel, clips: Sequence, progress: bool = True) -> Source:
     "Cached features of `clips` when both encoders of `model` are frozen, else the clips."
-    frozen = model.frozen_visual and model.frozen_audio
-    return (
-        FeatureSource.of(model, clips, progress=progress).coarsest(model.levels)
-        if frozen
-        else ClipSource(clips, hear=model.audio.hear)
-    )
+    if model.frozen_visual and model.frozen_audio:
+        return FeatureSource.of(model, clips, progress=progress).coarsest(model.levels)
+    return ClipSource(clips, hear=model.audio.hear)
 
 # %% ../../nbs/train/27_batches.ipynb #ec31cbd5
-@lru_cache
-def in_half(kind: str) -> bool:
-    "Whether a kind of device multiplies in bf16: CUDA, and processors with AMX."
-    return kind == 'cuda' or kind == 'cpu' and bool(torch.cpu.get_capabilities().get('amx_bf16'))
-
-
 def predict(
     model: AVSModel,
     batch: Batch,
