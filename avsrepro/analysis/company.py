@@ -16,7 +16,7 @@ import torch
 
 from .exchange import by_frame, frame_J, mask_logits
 from ..models.base import AVSModel
-from ..models.selm import slipped
+from ..models.selm_stages import slipped
 from ..train.batches import Source
 
 # %% ../../nbs/analysis/68_company.ipynb #cef7c7ed
