@@ -3,7 +3,8 @@
     python data_prep/make_scenes.py data/scenes --setting s4 ms3 --size 128 --train 400
 
 The options are those of `SceneConfig` (s4, ms3, avss), `VPOConfig` (vpo-ss, vpo-ms, vpo-msmi) and
-`AVISConfig` (avis) in `avsrepro.data`; what is not given keeps its default there. Equal options give equal files.
+`AVISConfig` (avis) in `avsrepro.data`; what is not given keeps its default there. Equal options give
+equal files.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"Long videos with tracks: each kind of bad file is one clear sentence, and parallel writing gives the files that one process gives."
+"Long videos with tracks: a bad file is one clear sentence, and parallel writing gives the same files."
 
 import json
 import os

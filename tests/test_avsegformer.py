@@ -1,4 +1,4 @@
-"AVSegFormer: published counts, deformable attention against its definition, a step that lowers the loss, frames that do not see each other."
+"AVSegFormer: published counts, deformable attention by its definition, learning, frames kept apart."
 
 import math
 
@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 
 from avsrepro.core.errors import InputError
-from avsrepro.models import avsegformer as _  # registers itself
 from avsrepro.models import create_model
 from avsrepro.nn.deformable import DeformableAttention, flatten_levels
 from avsrepro.nn.features import Features
@@ -70,17 +69,16 @@ def loop(attn, query, reference, maps):
     heads = []
     for m in range(M):
         total = 0
-        for l, x in enumerate(maps):
+        for level, x in enumerate(maps):
             h, w = x.shape[-2:]
             value = attn.value(x.permute(1, 2, 0)).chunk(M, -1)[m]
             for k in range(P):
-                px, py = reference * torch.tensor([w, h]) + offsets[m, l, k] - 0.5
+                px, py = reference * torch.tensor([w, h]) + offsets[m, level, k] - 0.5
                 for i in (math.floor(px), math.floor(px) + 1):
                     for j in (math.floor(py), math.floor(py) + 1):
                         if 0 <= i < w and 0 <= j < h:
-                            total = (
-                                total + A[m, l, k] * (1 - (px - i).abs()) * (1 - (py - j).abs()) * value[j, i]
-                            )
+                            near = (1 - (px - i).abs()) * (1 - (py - j).abs())
+                            total = total + A[m, level, k] * near * value[j, i]
         heads.append(total)
     return attn.out(torch.cat(heads))
 

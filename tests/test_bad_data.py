@@ -1,8 +1,9 @@
-"Bad input data: each kind is refused with one sentence that names the file, or, for unusual but valid sound, read."
+"Bad input data: each kind is refused with one sentence that names the file, or read if it is valid."
 
 import os
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def test_sound_that_is_none(tmp_path):
     ).items():
         path = tmp_path / f'{name}.wav'
         write(path)
-        refused(path, lambda: read_audio(path))
+        refused(path, partial(read_audio, path))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"Negatives of AVSBench-Robust and their scores: what is made, what is refused with one sentence, and what can be computed by hand."
+"Negatives of AVSBench-Robust and their scores: what is made, refused, and what can be computed by hand."
 
 import math
 from collections import Counter
@@ -149,7 +149,7 @@ def test_what_is_seen_is_not_heard():
     pool = BankSounds(open_bank('procedural'), 'ms3', 'test', each=1)
     clip = clip_of(0, 'ms3', 'dog')
     clip.info |= dict(
-        objects=['dog', *(l.name for l in pool.bank.labels if l.broad != 'animal' and l.name != 'saw')],
+        objects=['dog', *(k.name for k in pool.bank.labels if k.broad != 'animal' and k.name != 'saw')],
         on=[[1] * 5] + [[0] * 5] * 11,
     )
     made = Negatives(Memory([clip]), 'offscreen', pool=pool)

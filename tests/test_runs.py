@@ -1,6 +1,7 @@
-"""Runs survive whatever ends their process: same scores after `kill -9` at any moment, one trainer per run, nothing lost.
+"""Runs survive whatever ends their process: same scores after `kill -9`, one trainer per run, nothing lost.
 
-What a notebook cannot hold: real processes, really killed. Children come from a fork server that has the package imported, so starting one takes a moment only."""
+What a notebook cannot hold: real processes, really killed. Children come from a fork server that has the
+package imported, so starting one takes a moment only."""
 
 import multiprocessing
 import os
@@ -63,7 +64,7 @@ def spec(seed=0, epochs=6):
 
 
 def die_at(name, when):
-    "Kill this process when a file whose name starts with `name` is about to be renamed into place, was just renamed, or is half written."
+    "Kill this process when a file `name...` is about to be renamed, was just renamed, or is half written."
     rename = os.replace
 
     def replace(src, dst):
@@ -80,7 +81,7 @@ def die_at(name, when):
 
 
 def train(cache, root, log='', death=None):
-    "What the children do. Each epoch takes a moment longer than it needs, so that kills find something to hit."
+    "What the children do. Each epoch takes a moment longer than it needs, so that kills hit something."
     os.environ.update(AVSREPRO_CACHE=str(cache), TEST_RUNS_LOG=str(log))
     torch.set_num_threads(1)
     if death:
@@ -128,7 +129,7 @@ def test_same_seed_same_scores(undisturbed, cache, tmp_path):
 
 
 def test_killed_at_every_write(undisturbed, cache, tmp_path):
-    "Every kind of file a run writes, before, in and after the moment it appears; each attempt goes on from the last one's leftovers."
+    "Every kind of file, before, in and after the moment it appears; each attempt goes on from the leftovers."
     store, run_id = RunStore(tmp_path), undisturbed.run_id
     for death in [
         ('best-', 'before'),
@@ -192,7 +193,7 @@ def train_table(cache, root):
 
 
 def test_workers_follow_their_parent(undisturbed, cache, tmp_path):
-    "A table in two processes; when the one that started them is killed, they stop and let go of their runs. A new call finds what is finished."
+    "A table in two processes: when their parent is killed they stop; a new call finds what is finished."
     store, long = RunStore(tmp_path), spec(seed=1, epochs=400)
     p = servers.Process(target=train_table, args=(cache, tmp_path))
     p.start()

@@ -43,6 +43,11 @@ def ruff(*args: str) -> str:
     return '' if done.returncode == 0 else done.stdout + done.stderr
 
 
+def without_all(path: Path) -> str:
+    "A module without the list of names that nbdev writes."
+    return re.sub(r'^__all__ = \[.*?\]$', '', path.read_text(encoding='utf-8'), flags=re.M | re.S)
+
+
 # lines
 
 
@@ -50,8 +55,7 @@ def test_lines_of_the_package_fit():
     "At most 110 columns, but for addresses and the list of names that nbdev writes."
     long = []
     for path in PACKAGE:
-        text = re.sub(r'^__all__ = \[.*?\]$', '', path.read_text(encoding='utf-8'), flags=re.M | re.S)
-        for line in text.split('\n'):
+        for line in without_all(path).split('\n'):
             if len(line) > WIDTH and 'http' not in line:
                 long.append(f'{name_of(path)}: {line[:60]}')
     assert not long, '\n'.join(long)
@@ -62,7 +66,7 @@ def test_ruff_finds_nothing():
 
 
 def test_ruff_finds_nothing_in_the_package():
-    "The order of its imports is that of the notebooks, whose absolute imports nbdev turns into relative ones."
+    "Its imports have the order of the notebooks, where they are absolute; nbdev makes them relative."
     assert not ruff('check', '--ignore', 'I001,E501', 'avsrepro')
 
 
@@ -78,9 +82,7 @@ def test_layout_of_the_package_is_that_of_ruff_but_for_blank_lines(tmp_path):
     differ = []
     for path in PACKAGE:
         pair = (path, copy / path.relative_to(ROOT / 'avsrepro'))
-        texts = [
-            re.sub(r'^__all__ = \[.*?\]$', '', p.read_text(encoding='utf-8'), flags=re.M | re.S) for p in pair
-        ]
+        texts = [without_all(p) for p in pair]
         if len({re.sub(r'\n\s*\n+', '\n', t).strip() for t in texts}) > 1:
             differ.append(name_of(path))
     assert not differ

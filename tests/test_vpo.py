@@ -1,6 +1,7 @@
 "Bad VPO data: each kind is refused with one sentence that names the file and says what was expected."
 
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def sample_of(setting, image=42, split='train', positions=(0.25, 0.75)):
 
 
 def make(root, setting, samples=None, change=None):
-    "A small set of one training sample; `change(rows)` spoils its table. Returns the paths of the first sample."
+    "A small set of one training sample; `change(rows)` spoils its table. Returns its paths."
     rows = [r for s in samples or [sample_of(setting)] for r in write_sample(root, s, VPO_CLASSES)]
     write_vpo_table(root, setting, rows)
     files = VPOData(root, setting, 'train').raw_paths(0)
@@ -213,9 +214,8 @@ def test_mono_where_stereo_is_expected():
     stereo = stereo_mel(pan([WAV], [0.2]))
     assert require_stereo(stereo) is stereo
     for mel in (stereo[:, :1], stereo.mean(1), torch.zeros(96, 64)):
-        refused(
-            'the mel of VPO-MS', lambda: require_stereo(mel, 'the mel of VPO-MS'), 'two channels', 'VPOData'
-        )
+        name = 'the mel of VPO-MS'
+        refused(name, partial(require_stereo, mel, name), 'two channels', 'VPOData')
     refused('1.5', lambda: pan([WAV], [1.5]), 'between 0 (left) and 1 (right)')
     refused('nan', lambda: pan([WAV], [float('nan')]), 'between 0 (left) and 1 (right)')
 

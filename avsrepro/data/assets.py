@@ -21,17 +21,7 @@ from ..core.identity import content_hash
 from ..core.paths import find_shared
 from .audio import SAMPLE_RATE, read_audio
 from .layouts import SPLITS
-from avsrepro.data.procedural import (
-    GLYPHS,
-    PATTERNS,
-    RECIPES,
-    UNSEEN_RECIPES,
-    draw_mask,
-    glyphs,
-    recipe,
-    synthesise,
-    texture,
-)
+from .procedural import PATTERNS, draw_mask, glyphs, parameters, recipe, synthesise, texture
 
 if TYPE_CHECKING:
     import pandas as pd  # is imported where it is used
@@ -100,7 +90,7 @@ class ProceduralBank:
 
     @property
     def key(self) -> str:
-        return content_hash([GLYPHS, RECIPES, UNSEEN_RECIPES])
+        return content_hash(parameters())
 
     def cutout(self, split: str, label: int, rng: np.random.Generator, size: int) -> np.ndarray:
         "RGBA `[size,size,4]` of one object."

@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 
 from ..core.errors import check
-from ..core.identity import code_hash, content_hash
+from ..core.identity import content_hash, deep_code_hash
 from ..core.paths import atomic_write, built, cache_dir
 from ..core.processes import in_parallel
 from ..core.seeding import rng
@@ -161,8 +161,7 @@ def compose_video(cfg: AVISConfig, split: str, index: int, bank: Bank | None = N
 # %% ../../nbs/data/46_avis_scenes.ipynb #7f30cbdb
 def avis_key(cfg: AVISConfig) -> str:
     "Hash of all that the files of `cfg` depend on: its values, the bank's assets, and the code."
-    modules = ('avis_scenes', 'avis', 'assets', 'procedural', 'audio', 'clips', 'layouts')
-    code = code_hash(*(f'avsrepro.data.{m}' for m in modules))
+    code = deep_code_hash('avsrepro.data.avis_scenes')
     return content_hash(dict(config=asdict(cfg), bank=open_bank(cfg.bank).key, code=code))
 
 

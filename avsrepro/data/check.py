@@ -147,14 +147,14 @@ def check_avsbench(
     table, wrong = _try(layouts.read_table, root, setting)
     if wrong:
         return replace(report, problems=wrong)
-    rows, report.problems = table[0], list(table[1])
+    rows, report.problems = table
     classes, wrong = _try(layouts.read_classes, root) if setting == 'avss' else (None, [])
     report.problems += wrong
     report.counts = dict(Counter(row['split'] for row in rows))
     for key, n in Counter(row[layout.key] for row in rows).items():
         if n > 1:
-            path = layouts.table_path(root, setting)
-            report.problems.append(f"{path}: '{key}' is listed {n} times; expected once.")
+            listed = f"'{key}' is listed {n} times; expected once"
+            report.problems.append(f'{layouts.table_path(root, setting)}: {listed}.')
     mels = Path(root) / layout.folder / f'{setting}_data' / 'audio_log_mel'
     has_mels = setting != 'avss' and mels.is_dir()
     if setting != 'avss' and not has_mels:

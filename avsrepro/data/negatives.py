@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import check, unknown
-from ..core.identity import code_hash, content_hash
+from ..core.identity import content_hash, deep_code_hash
 from ..core.seeding import generator, rng
 from . import audio
 from .assets import Bank, VocEscBank, open_bank
@@ -89,7 +89,7 @@ class BankSounds(Sequence):
             category, objects = label.category if setting == 's4' else label.name, frozenset({label.name})
             self.ids += [f'{label.name}_{k}' for k in range(each)]
             self.scenes += [Scene((category,), objects, objects)] * each
-        code = code_hash(*(f'avsrepro.data.{m}' for m in ('assets', 'procedural', 'audio', 'scenes')))
+        code = deep_code_hash('avsrepro.data.scenes')
         given = [setting, split, each, T, floor, seed]
         self.fingerprint = content_hash([bank.name, bank.key, *given, code])
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..core.errors import check, unknown
-from ..core.identity import code_hash, content_hash
+from ..core.identity import content_hash, deep_code_hash
 from ..core.paths import atomic_write, built, cache_dir
 from ..core.processes import in_parallel
 from ..core.seeding import rng
@@ -191,8 +191,7 @@ def compose(cfg: SceneConfig, split: str, index: int, bank: Bank | None = None) 
 # %% ../../nbs/data/40_scenes.ipynb #b1f48f33
 def dataset_key(cfg: SceneConfig) -> str:
     "Hash of all that the files of `cfg` depend on: its values, the bank's assets, and the code."
-    modules = ('scenes', 'assets', 'procedural', 'audio', 'clips', 'layouts')
-    code = code_hash(*(f'avsrepro.data.{m}' for m in modules))
+    code = deep_code_hash('avsrepro.data.scenes')
     return content_hash(dict(config=asdict(cfg), bank=open_bank(cfg.bank).key, code=code))
 
 

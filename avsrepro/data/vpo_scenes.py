@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..core.errors import InputError, check, unknown
-from ..core.identity import code_hash, content_hash
+from ..core.identity import content_hash, deep_code_hash
 from ..core.paths import atomic_write, built, cache_dir
 from ..core.processes import in_parallel
 from ..core.seeding import rng
@@ -156,8 +156,7 @@ def compose_vpo(cfg: VPOConfig, split: str, index: int, bank: Bank | None = None
 # %% ../../nbs/data/42_vpo_scenes.ipynb #79fcb0fd
 def vpo_key(cfg: VPOConfig) -> str:
     "Hash of all that the files of `cfg` depend on: its values, the bank's assets, and the code."
-    modules = ('vpo_scenes', 'vpo', 'stereo', 'assets', 'procedural', 'audio', 'clips', 'layouts')
-    code = code_hash(*(f'avsrepro.data.{m}' for m in modules))
+    code = deep_code_hash('avsrepro.data.vpo_scenes')
     return content_hash(dict(config=asdict(cfg), bank=open_bank(cfg.bank).key, code=code))
 
 
