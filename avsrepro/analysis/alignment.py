@@ -18,8 +18,8 @@ from torch import Tensor
 
 from avsrepro.analysis.exchange import (
     by_frame,
-    features_of,
     exchanged,
+    features_of,
     frame_J,
     relative,
     with_partners,
