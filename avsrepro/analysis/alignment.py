@@ -62,7 +62,7 @@ def alignment_sounds(model: AVSModel, tokens: dict[int, Tensor], replace: bool =
         for h in handles:
             h.remove()
 
-
+# %% ../../nbs/analysis/66_alignment.ipynb #b58a628a
 class Passes(NamedTuple):
     "What three passes leave."
 
@@ -135,7 +135,7 @@ def _moved(p: Passes, own: Features, other: Features, stages: list[str]) -> dict
         moved[f'flips, {case}'] = ((z > 0) != (changed > 0)).float().mean((1, 2, 3)).tolist()
     return moved
 
-
+# %% ../../nbs/analysis/66_alignment.ipynb #55735c1c
 @torch.inference_mode()
 def with_another_sound(model: AVSModel, source: Source) -> Exchanged:
     "Measure SelM with another sound in all clips of a source."

@@ -81,7 +81,7 @@ COMPANY_METRICS = (
     'flips, another partner',
 )
 
-
+# %% ../../nbs/analysis/68_company.ipynb #8edf78ef
 def in_company(model: AVSModel, source: Source) -> pd.DataFrame:
     """A line for every frame of every clip that has a partner: id, place, frame, `COMPANY_METRICS`.
 

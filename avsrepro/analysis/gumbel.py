@@ -61,7 +61,7 @@ def evaluation(
             masks.append((z > 0).flatten(0, 1).cpu())
     return np.concatenate(J), np.concatenate(gates), masks
 
-
+# %% ../../nbs/analysis/82_gumbel.ipynb #2d831618
 @dataclass(frozen=True)
 class Evaluations:
     "Of one checkpoint, over N frames."
@@ -86,7 +86,7 @@ class Evaluations:
         "Standard deviation over evaluations of the J of each clip."
         return pd.DataFrame(self.noisy.T).groupby(self.ids).mean().std(axis=1, ddof=1)
 
-
+# %% ../../nbs/analysis/82_gumbel.ipynb #0f44ed47
 def evaluations(model: AVSModel, source: Source, batch_size: int, n: int) -> Evaluations:
     "Test a checkpoint once without noise and `n` times with it."
     batches = list(chain.from_iterable(source.batches(batch_size)))
@@ -116,15 +116,15 @@ def deviation(variances: Sequence[float], n: int) -> Interval:
     return Interval(float(s), float(low), float(high))
 
 
-def reach(spread: Interval) -> Interval:
-    "What two noisy evaluations differ by at most in 19 of 20 cases."
-    return Interval(*(float(REACH * v) for v in spread))
-
-# %% ../../nbs/analysis/82_gumbel.ipynb #e41413d9
 def _on_clips(values: np.ndarray, ids: np.ndarray) -> Interval:
     return over_clips(pd.Series(values, index=pd.Index(ids, name='id')))
 
 
+def reach(spread: Interval) -> Interval:
+    "What two noisy evaluations differ by at most in 19 of 20 cases."
+    return Interval(*(float(REACH * v) for v in spread))
+
+# %% ../../nbs/analysis/82_gumbel.ipynb #ddb321c3
 def noise_summary(of: Sequence[Evaluations]) -> dict[str, Interval | float]:
     """What is said of one or several checkpoints; the means of single ones are averaged.
 

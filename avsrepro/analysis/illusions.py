@@ -51,7 +51,7 @@ def redraw(config: SceneConfig, index: int, T: int) -> tuple[np.ndarray, np.ndar
     frames, masks = draw(bank, config, 'test', [labels[i] for i in order], T, see)
     return frames, masks[:, np.argsort(order)], [bank.labels[k].name for k in labels]
 
-
+# %% ../../nbs/analysis/69_illusions.ipynb #2ce46934
 def composed_scene(clip: Clip, config: SceneConfig, index: int, info: Mapping) -> Composed:
     "The objects of test clip `index`; `InputError` if what is drawn is not the stored clip."
     on = np.array(info['on'], bool).T
@@ -91,7 +91,7 @@ def _objects_in(name: str, scene: Composed) -> list[dict]:
         lines.append(line | dict(before=t > 0 and on[t - 1, k], ever=on[:, k].any()))
     return lines
 
-
+# %% ../../nbs/analysis/69_illusions.ipynb #dda90712
 def objects_of(scenes: Mapping[str, Composed]) -> pd.DataFrame:
     """A line for every visible object of every frame.
 
@@ -128,7 +128,7 @@ def marks_in(z: Tensor, marked: Tensor, scene: Composed) -> Marking:
         mask=np.packbits(marked.numpy(), -1),
     )
 
-
+# %% ../../nbs/analysis/69_illusions.ipynb #7acf7539
 @torch.inference_mode()
 def marks_of(
     model: AVSModel, source: Source, batch_size: int, scenes: Mapping[str, Composed]
@@ -165,7 +165,7 @@ ILLUSION_RATES = (
     'silent in the whole clip',
 )
 
-
+# %% ../../nbs/analysis/69_illusions.ipynb #5b5dd058
 def _marked_objects(marks: Mapping[str, Marking], objects: pd.DataFrame) -> pd.DataFrame:
     "The objects with their marked share, mean logit, marked pixels and whether they are segmented."
     at = list(zip(objects.id, objects.t, objects.k))
@@ -190,7 +190,7 @@ def _sums(values: pd.Series, ids: Sequence[str]) -> np.ndarray:
     by_clip = values.astype(float).groupby(level=0).agg(['sum', 'count'])
     return by_clip.reindex(ids, fill_value=0).to_numpy(float)
 
-
+# %% ../../nbs/analysis/69_illusions.ipynb #956c1f78
 def sums_of(marks: Mapping[str, Marking], objects: pd.DataFrame, ids: Sequence[str]) -> dict[str, np.ndarray]:
     "Sum and number of every measure in every clip, `[clips, 2]` by name."
     o = _marked_objects(marks, objects)
@@ -228,7 +228,7 @@ def too_little(recall: Interval) -> bool:
 def _divided(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.full(len(a), np.nan), where=where)
 
-
+# %% ../../nbs/analysis/69_illusions.ipynb #5147edae
 def rates(each: Sequence[Mapping[str, np.ndarray]], weights: np.ndarray) -> dict[str, np.ndarray]:
     """Every one of `ILLUSION_RATES`, as a fraction, under every draw `[draws]`; NaN where nothing was drawn.
 

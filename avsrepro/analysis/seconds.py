@@ -105,7 +105,7 @@ def _in_condition(z: Tensor, own: Tensor, target: Tensor) -> dict[str, Tensor | 
     shift = (z - own).abs().amax((-2, -1)) / own.abs().max().clamp_min(1e-6)
     return dict(J=frame_J(z, target), moved=100 * differ / either.clamp_min(1), shift=shift)
 
-
+# %% ../../nbs/analysis/67_seconds.ipynb #455c2c89
 @torch.inference_mode()
 def without_the_others(model: AVSModel, source: Source, batch_size: int) -> pd.DataFrame:
     "A line for every second and condition: id, second from 1, condition, J and moved in percent, shift."

@@ -43,7 +43,7 @@ def choices(curve: pd.DataFrame, within: int | None = None) -> pd.Series:
         )
     )
 
-
+# %% ../../nbs/analysis/84_selection.ipynb #1981b66a
 def choices_by_seed(curves: pd.DataFrame) -> pd.DataFrame:
     "`choices` of every seed."
     by_seed = {seed: choices(of) for seed, of in curves.groupby('seed', sort=False)}

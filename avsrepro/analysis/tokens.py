@@ -37,7 +37,7 @@ def between(x: Tensor) -> Tensor:
     K = x.shape[1]
     return torch.cdist(x, x).sum((1, 2)) / (K * (K - 1))
 
-
+# %% ../../nbs/analysis/80_tokens.ipynb #98cfe886
 def about(tokens: Tensor, audio: Tensor, u: Tensor) -> dict[str, Tensor]:
     """`TOKEN_KINDS` `[N]` of tokens `[N,K,d]`, not yet relative to anything.
 
@@ -76,7 +76,7 @@ def _sound(model: AVSModel, batch: Batch) -> Tensor:
     mel = batch.inputs[1].to(device)
     return model.audio(mel.flatten(0, 1))[0].unflatten(0, mel.shape[:2])
 
-
+# %% ../../nbs/analysis/80_tokens.ipynb #df3a688f
 def _tokens_in(model: AVSModel, vector: Tensor) -> dict[str, Tensor]:
     "All measures `[N]` of sounds `[B,T,d]`, not yet relative to anything; N is B T."
     with model.taps('audio_raw', *TOKEN_PLACES) as caught:
@@ -102,7 +102,7 @@ def _relative(t: pd.DataFrame) -> pd.DataFrame:
     t['stage 1'] /= max(t['stage 1, length'].mean(), 1e-12)
     return t.drop(columns='stage 1, length')
 
-
+# %% ../../nbs/analysis/80_tokens.ipynb #3378e0fe
 @torch.inference_mode()
 def token_measures(model: AVSModel, batches: Iterable[Batch]) -> pd.DataFrame:
     """A line for every frame: id, frame, '<kind>, <place>' and more.
@@ -135,7 +135,7 @@ class _Alike(nn.Module):
         tokens = self.step(*given)
         return tokens.mean(1, keepdim=True).expand_as(tokens)
 
-
+# %% ../../nbs/analysis/80_tokens.ipynb #6ea02282
 TOKEN_CHANGES = ('no derivation', 'all alike')
 
 
