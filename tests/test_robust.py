@@ -11,25 +11,20 @@ from avsrepro.core.errors import InputError
 from avsrepro.core.paths import find_shared
 from avsrepro.data.assets import open_bank
 from avsrepro.data.audio import log_mel
-from avsrepro.data.layouts import VOID, Clip, metadata_row, open_dataset, write_clip, write_metadata
+from avsrepro.data.clips import Clip, metadata_row, open_dataset, write_clip
+from avsrepro.data.derived import MEL_FRONT_ENDS, Positives, front_end_mel
+from avsrepro.data.layouts import VOID, write_metadata
+from avsrepro.data.mixture import Mixture, mixture_counts
 from avsrepro.data.negatives import (
-    AVOID,
-    FRONT_ENDS,
-    KINDS,
+    NEGATIVE_KINDS,
     BankSounds,
-    Mixture,
     Negatives,
-    Positives,
     StoredNegatives,
     WithOffscreen,
-    broad_group,
-    front_end_mel,
-    mixture_counts,
-    offscreen_pairs,
-    scenes_of,
     stored_files,
     write_negatives,
 )
+from avsrepro.data.offscreen import AVOID, broad_group, offscreen_pairs, scenes_of
 from avsrepro.metrics.robust import RobustScorer, ceilings, floor_f, global_scores
 
 S4 = ['dog_barking', 'playing_violin', 'race_car', 'female_singing', 'dog_barking', 'lawn_mowing']
@@ -88,8 +83,8 @@ class Memory(list):
 # what is made
 
 
-@pytest.mark.parametrize('front_end', FRONT_ENDS)
-@pytest.mark.parametrize('kind', KINDS[:3])
+@pytest.mark.parametrize('front_end', MEL_FRONT_ENDS)
+@pytest.mark.parametrize('kind', NEGATIVE_KINDS[:3])
 def test_negatives_change_the_sound_only(clips, kind, front_end):
     made, training = Negatives(clips, kind, front_end), Negatives(clips, kind, front_end, empty=True)
     assert made.ids == clips.ids and len(made) == len(clips)
@@ -120,7 +115,7 @@ def test_silence():
 def test_other_lengths(T):
     clips = Memory([clip_of(0, 's4', 'dog_barking', T=T), clip_of(1, 's4', 'race_car', T=T)])
     for made in (
-        *(Negatives(clips, k, f) for k in KINDS[:3] for f in FRONT_ENDS),
+        *(Negatives(clips, k, f) for k in NEGATIVE_KINDS[:3] for f in MEL_FRONT_ENDS),
         Positives(clips),
         WithOffscreen(clips),
     ):
@@ -153,7 +148,7 @@ def test_what_is_seen_is_not_heard():
         on=[[1] * 5] + [[0] * 5] * 11,
     )
     made = Negatives(Memory([clip]), 'offscreen', pool=pool)
-    assert made[0].info['sound'] == 'saw_0' and not made.fallbacks
+    assert made[0].info['sound'] == 'saw_0' and not made.source.fallbacks
 
 
 def test_mixture(clips):
@@ -192,7 +187,7 @@ def test_features_of_a_mixture_are_those_of_its_clips(clips, tmp_path):
     args = model.visual, model.audio
     mixture = Mixture(clips, 0.5)
     plain, mixed = (encode_clips(*args, c, cache, progress=False).stats for c in (clips, mixture))
-    others = {mixture.negatives['offscreen'].pairs[k] for c, k in mixture.plan if c == 'offscreen'}
+    others = {mixture.negatives['offscreen'].source.pairs[k] for c, k in mixture.plan if c == 'offscreen'}
     assert mixed['unique_frames'] == plain['unique_frames'] and mixed['unique_sounds'] == plain[
         'unique_sounds'
     ] + 1 + 5 * len(others)  # silence, and what is heard from elsewhere
@@ -201,7 +196,7 @@ def test_features_of_a_mixture_are_those_of_its_clips(clips, tmp_path):
 
 def test_stored_layout(clips):
     write_negatives(clips)
-    for kind in KINDS[:3]:
+    for kind in NEGATIVE_KINDS[:3]:
         read, made = StoredNegatives(clips, kind), Negatives(clips, kind, 'release')
         for a, b in zip(read, made):
             torch.testing.assert_close(a.mel, b.mel)
@@ -242,14 +237,14 @@ def test_an_empty_pool(tmp_path):
         tmp_path, 's4', ['dog_barking', 'dog_barking', 'male_speech']
     )  # a voice is the avoided partner of an animal
     refused(lambda: Negatives(clips, 'offscreen'), 'clip0', 'pool is empty', 'animal')
-    assert len(Negatives(clips, 'offscreen', fallback=True).fallbacks) == 2
+    assert len(Negatives(clips, 'offscreen', fallback=True).source.fallbacks) == 2
     refused(lambda: Mixture(clips, 0.1, items=60), 'pool is empty')
 
 
 def test_a_category_without_a_group(tmp_path):
     clips = make(tmp_path, 's4', ['playing_sitar', 'dog_barking'])
     refused(lambda: Negatives(clips, 'offscreen'), 'clip0', 'playing_sitar', 'no broad group')
-    assert Negatives(clips, 'offscreen', groups={'playing_sitar': 'music'}).pairs == [1, 0]
+    assert Negatives(clips, 'offscreen', groups={'playing_sitar': 'music'}).source.pairs == [1, 0]
     refused(
         lambda: Negatives(clips, 'offscreen', groups={'playing_sitar': 'strings'}),
         'strings',

@@ -44,7 +44,7 @@ def units_mean(values: pd.Series, ids: Sequence[str], weights: np.ndarray) -> np
     total, count = sums.to_numpy(float).T
     return _ratio(weights @ total, weights @ count)
 
-
+# %% ../../nbs/analysis/57_protocols.ipynb #215fd49c
 def binary_stages(
     result: RunResult,  # of s4 or ms3
     metric: str,  # 'J' or 'F'

@@ -73,7 +73,7 @@ def class_sums(result: RunResult, metric: str, pooled: bool | None = None) -> tu
                 top[n, k], bottom[n, k] = sum(values), len(values)
     return top, bottom
 
-
+# %% ../../nbs/analysis/15_scores.ipynb #c83bd008
 def class_score(
     result: RunResult, metric: str, weights: np.ndarray | None = None, pooled: bool | None = None
 ) -> np.ndarray:
