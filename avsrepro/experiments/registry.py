@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from ..core.errors import InputError, check, unknown
+from ..core.errors import check, unknown
 from ..core.paths import repo_root
 from .schema import Claim, Experiment
 

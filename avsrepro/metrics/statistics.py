@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from ..core.errors import InputError, check
+from ..core.errors import check
 
 # %% ../../nbs/metrics/40_statistics.ipynb #c6bcf71f
 class Interval(NamedTuple):

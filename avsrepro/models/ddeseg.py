@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
