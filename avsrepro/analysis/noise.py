@@ -64,7 +64,7 @@ def train_noise(
 # %% ../../nbs/analysis/45_noise.ipynb #afb6c2a8
 SOUND_NOISES = ('brownian', 'train')
 
-
+# %% ../../nbs/analysis/45_noise.ipynb #8765d618
 class Noisy(Derived):
     """A data set of Clips with noise over the whole sound.
 

@@ -46,7 +46,7 @@ def experiments() -> dict[tuple[str, str], Experiment]:
     "All experiments, by paper and id."
     return {(m.EXPERIMENT.paper, m.EXPERIMENT.id): m.EXPERIMENT for m in pages()}
 
-
+# %% ../../nbs/experiments/20_registry.ipynb #ad9c0329
 def paper_names() -> list[str]:
     "The papers that have a page."
     return list(dict.fromkeys(paper for paper, _ in experiments()))
