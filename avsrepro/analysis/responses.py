@@ -21,7 +21,7 @@ from .cam import CMAP, feature_map
 from ..metrics.statistics import Interval, paired_bootstrap
 from ..core.errors import check
 from ..models.base import AVSModel
-from ..models.sdavs import resize
+from ..nn.layers import resize
 from ..nn.features import Features
 from ..train.batches import Source, predict
 
