@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import check
-from ..core.identity import code_hash, content_hash, modules_behind
+from ..core.identity import content_hash, deep_code_hash
 from ..core.paths import atomic_write, cache_dir, find_shared
 from ..data.assets import open_bank
 from ..data.derived import Positives
@@ -32,7 +32,7 @@ from ..metrics.statistics import weighted_mean
 from ..models.base import AVSModel, Output
 from ..train.batches import Batch, predict, source_of
 from ..train.running import load_trained
-from ..train.store import CARRIERS, RunResult, RunSpec, RunStore
+from ..train.store import RunResult, RunSpec, RunStore
 
 # %% ../../nbs/analysis/55_conditions.ipynb #9cd50610
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Condition:
             return WithOffscreen(clips, **more, **self.options)
         return Negatives(clips, self.kind, self.front_end, **more, **self.options)
 
-
+# %% ../../nbs/analysis/55_conditions.ipynb #585d3213
 def paper_conditions(front_end: str = 'matched', noise: str = 'byte') -> dict[str, Condition]:
     "The conditions of the paper's tables by their printed names: positive, silence, noise, off-screen."
     return {
@@ -101,7 +101,7 @@ def unseen_conditions(source: str) -> dict[str, Condition]:
         found[name] = Condition('unseen', options=dict(category=category))
     return found
 
-
+# %% ../../nbs/analysis/55_conditions.ipynb #eba354a9
 def heard_with(clips: Sequence, condition: Condition, source: str) -> int:
     "How many of `clips` can be heard so: all, or those that show no source of an unseen sound."
     if condition.kind != 'unseen':
@@ -121,7 +121,7 @@ def answers(
     for batch in chain.from_iterable(source.batches(spec.config.batch_size)):
         yield batch, predict(model, batch, batch.target.shape[-2:])
 
-
+# %% ../../nbs/analysis/55_conditions.ipynb #a1ba084b
 def _score(run: RunResult, clips: Sequence, condition: Condition, store: RunStore | None) -> dict[str, dict]:
     scorers = {p: RobustScorer(p, condition.negative) for p in ROBUST_PROTOCOLS}
     for batch, output in answers(load_trained(run, store), clips, condition, run.spec):
@@ -130,7 +130,7 @@ def _score(run: RunResult, clips: Sequence, condition: Condition, store: RunStor
             s.update(logits, batch.target.to(logits.device).long(), batch.ids)
     return {p: dict(clips=s.per_clip(), scores=s.scores()) for p, s in scorers.items()}
 
-
+# %% ../../nbs/analysis/55_conditions.ipynb #b959af41
 def scores_under(
     run: RunResult,  # on s4 or ms3
     clips: Sequence,  # the test split
@@ -143,7 +143,7 @@ def scores_under(
     binary = run.spec.setting in ('s4', 'ms3')
     check(binary, f'run {run.spec.label}: expected a run on s4 or ms3, whose masks are binary.')
     mark = getattr(clips, 'fingerprint', None)
-    code = code_hash(*modules_behind(('avsrepro.data.negatives', 'avsrepro.metrics.robust'), CARRIERS))
+    code = deep_code_hash('avsrepro.data.negatives', 'avsrepro.metrics.robust')
     path = cache_dir('robust') / f'{run.run_id}-{content_hash([condition.key, mark, code])}.json'
     if mark and path.is_file():
         return json.loads(path.read_text(encoding='utf-8'))
@@ -173,22 +173,13 @@ def clip_matrix(
     return found
 
 # %% ../../nbs/analysis/55_conditions.ipynb #a0f1bb89
+@dataclass
 class ClipScores:
     "What every test clip scores in the runs of an experiment, under every condition."
 
-    def __init__(
-        self,
-        results: Sequence[RunResult],
-        tests: Mapping[str, Sequence],  # setting -> test clips with their own sounds
-        conditions: Mapping[str, Condition] | None = None,  # default: the paper's
-        store: RunStore | None = None,
-    ):
-        self.results, self.tests, self.store = list(results), tests, store
-        self.conditions = dict(conditions or paper_conditions())
-
-    def runs(self, row: str, setting: str) -> list[RunResult]:
-        "The runs of a row on a setting, one a seed."
-        return [r for r in self.results if (r.spec.row, r.spec.setting) == (row, setting)]
+    results: Sequence[RunResult]
+    tests: Mapping[str, Sequence]  # setting -> test clips with their own sounds
+    conditions: Mapping[str, Condition] = field(default_factory=paper_conditions)
 
     def heard(self, setting: str) -> list[str]:
         "The conditions that any clip of a setting can be heard with."
@@ -197,17 +188,17 @@ class ClipScores:
 
     def matrix(self, row: str, setting: str, name: str, protocol: str = 'robust-legacy') -> np.ndarray:
         "J, F and share marked of every clip under a condition, `[clips, 3]`, mean over the seeds."
-        clips, condition = self.tests[setting], self.conditions[name]
-        each = []
-        for r in self.runs(row, setting):
-            found = scores_under(r, clips, condition, self.store)[protocol]
-            each.append(clip_matrix(found['clips'], clips.ids))
+        clips, each = self.tests[setting], []
+        for r in self.results:
+            if (r.spec.row, r.spec.setting) == (row, setting):
+                found = scores_under(r, clips, self.conditions[name])[protocol]
+                each.append(clip_matrix(found['clips'], clips.ids))
         return np.mean(each, 0)
 
     def area(self, setting: str) -> float:
         "The share of a frame that sounding objects fill: the FPR of a model that never listens."
         run = next(r for r in self.results if r.spec.setting == setting)
-        own = scores_under(run, self.tests[setting], Condition('positive'), self.store)
+        own = scores_under(run, self.tests[setting], Condition('positive'))
         return own['robust-legacy']['scores']['area']
 
 # %% ../../nbs/analysis/55_conditions.ipynb #a9f35f86

@@ -137,7 +137,7 @@ def _check_sizes(name: str, data: dict[str, Any]) -> None:
     for what, given in _known(f'{name}: pretrain', data.get('pretrain', {}), ('visual', 'audio')).items():
         known_keys(PretrainConfig, given, f'key in {name}: pretrain.{what}')
 
-
+# %% ../../nbs/experiments/30_profiles.ipynb #34fc7758
 def _check_training(name: str, data: dict[str, Any]) -> None:
     "Options of models, training values, and those over them."
     from avsrepro.experiments.registry import experiments

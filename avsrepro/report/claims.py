@@ -193,7 +193,7 @@ CLAIM_COLUMNS = [
     'profile',
 ]
 
-
+# %% ../../nbs/report/30_claims.ipynb #4d087d18
 class ClaimsPage(Declared):
     "The page of the claims of a paper: `pages`, `counts`, `verdicts`, `not_run`, `figure`, `write`."
 

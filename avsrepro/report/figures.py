@@ -70,7 +70,7 @@ def _difference_panel(ax: plt.Axes, d: pd.DataFrame, label: str, colours: Sequen
         ax.plot(d.published_delta.astype(float), d.index + 0.15, 'D', color=colours[1], label='published')
     ax.set_xlabel(label)
 
-
+# %% ../../nbs/report/15_figures.ipynb #b388c46b
 def shortened(names: Iterable[str], short: Mapping[str, str] | None) -> list[str]:
     "Names with some parts replaced."
     out = []

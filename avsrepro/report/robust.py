@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from ..analysis.conditions import ClipScores, Condition, columns
+from ..analysis.conditions import ClipScores, Condition, columns, paper_conditions
 from ..experiments.schema import Experiment
 from ..metrics.robust import ROBUST_PROTOCOLS
 from ..metrics.statistics import draws
@@ -61,7 +61,7 @@ class RobustScores(DrawnScores):
                 drawn[setting, row] = values
         super().__init__(clip_scores.results, drawn)
 
-
+# %% ../../nbs/report/20_robust.ipynb #8aef2284
 def robust_table(
     experiment: Experiment, scores: RobustScores, data: str, profile: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -85,7 +85,7 @@ def main_metrics(table: pd.DataFrame) -> list[str]:
     "The columns that a page sums up in: positive mIoU, G-FPR, G-mIoU, as far as the table has them."
     return [m for m in ('positive mIoU', 'G-FPR', 'G-mIoU') if m in set(table.metric)]
 
-
+# %% ../../nbs/report/20_robust.ipynb #651abab5
 def robust_markdown(
     experiment: Experiment, by_protocol: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
 ) -> str:
@@ -141,7 +141,7 @@ class Asked(Page):
         **parameters: Any,  # of `Page`
     ):
         super().__init__(experiment, **parameters)
-        self.conditions, self.aside = conditions, aside
+        self.conditions, self.aside = conditions or paper_conditions(), aside
 
     @cached_property
     def clip_scores(self) -> ClipScores:
