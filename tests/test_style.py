@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def code_of(cell: str) -> str:
 
 
 def ruff(*args: str) -> str:
-    done = subprocess.run(['ruff', *args], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', 'ruff', *args], cwd=ROOT, capture_output=True, text=True)
     return '' if done.returncode == 0 else done.stdout + done.stderr
 
 

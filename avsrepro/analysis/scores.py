@@ -55,7 +55,7 @@ def pooled_pixels(pixels: Sequence[float], metric: str) -> tuple[float, float]:
     check(metric in ('mIoU', 'J'), f'{metric}: not a score of pooled pixels.')
     return inter, predicted + positive - inter
 
-
+# %% ../../nbs/analysis/15_scores.ipynb #1c032823
 def class_sums(result: RunResult, metric: str, pooled: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Numerators and denominators `[clips, classes]` whose ratio of sums is the class-wise score.
 
@@ -127,7 +127,7 @@ def score_interval(results: Sequence[RunResult], metric: str) -> Interval:
     u = units(results[0], metric)
     return paired_bootstrap(u, np.zeros(len(u)), groups=u.index.to_numpy()) if len(u) else NOTHING
 
-
+# %% ../../nbs/analysis/15_scores.ipynb #03c6f161
 def difference(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) -> Interval:
     "Score of `a` minus score of `b`, paired by clip, seeds averaged, with the bootstrap interval over clips."
     same = [c['id'] for c in a[0].scores] == [c['id'] for c in b[0].scores]

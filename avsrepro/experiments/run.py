@@ -42,7 +42,7 @@ def run_specs(
     prepare(list(todo.values()), jobs=jobs or cores(), progress=progress)
     return run_all(specs, jobs=jobs, store=store, progress=progress)
 
-
+# %% ../../nbs/experiments/60_run.ipynb #b23c456b
 def run_experiment(
     experiment: Experiment,
     profile: Profile | str = 'quick',
@@ -68,7 +68,7 @@ def _rates(results: Iterable[RunResult]) -> dict[tuple[str, ...], float]:
             found.setdefault(key, []).append(r.duration_s / _work(r.spec))
     return {key: median(rates) for key, rates in found.items()}
 
-
+# %% ../../nbs/experiments/60_run.ipynb #e7f85b07
 def outlook(specs: Iterable[RunSpec], store: RunStore | None = None) -> pd.DataFrame:
     "For every run: its id, whether it is in the store, and about how many seconds it would train here."
     store, lines = store or RunStore(), []
@@ -83,7 +83,7 @@ def outlook(specs: Iterable[RunSpec], store: RunStore | None = None) -> pd.DataF
     columns = ['run', 'paper', 'row', 'setting', 'seed', 'state', 'seconds']
     return pd.DataFrame(lines, columns=columns)
 
-
+# %% ../../nbs/experiments/60_run.ipynb #c5dea613
 def outlook_line(found: pd.DataFrame, jobs: int | None = None) -> str:
     "One sentence about an outlook."
     left = found[found.state == 'to be trained']
