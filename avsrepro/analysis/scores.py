@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['units', 'seeds_mean', 'pooled_pixels', 'class_sums', 'class_score', 'class_interval', 'semantic', 'score_of',
-           'score_interval', 'difference']
+           'score_interval', 'difference', 'units_mean', 'score_draws']
 
 # %% ../../nbs/analysis/15_scores.ipynb #650623a9
 from collections.abc import Sequence
@@ -140,3 +140,19 @@ def difference(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) -> I
         'two rows have scores of different frames; a difference needs the same.',
     )
     return paired_bootstrap(x, y, groups=x.index.to_numpy()) if len(x) else NOTHING
+
+# %% ../../nbs/analysis/15_scores.ipynb #9ab60002
+def units_mean(values: pd.Series, ids: Sequence[str], weights: np.ndarray) -> np.ndarray:
+    """Mean of values under every draw `weights [draws, clips]`; what is missing is left out, NaN for nothing.
+
+    The index of `values` names the clip of each, `ids` are the clips of the draws."""
+    sums = values.dropna().groupby(level=0).agg(['sum', 'count']).reindex(ids, fill_value=0)
+    total, count = (weights @ x for x in sums.to_numpy(float).T)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def score_draws(result: RunResult, metric: str, weights: np.ndarray) -> np.ndarray:
+    "The score of a run in percent under every draw of its test clips, `weights [draws, clips]`: `[draws]`."
+    if semantic(result):
+        return class_score(result, metric, weights)
+    return units_mean(units(result, metric), [c['id'] for c in result.scores], weights)
