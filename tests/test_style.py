@@ -125,6 +125,27 @@ def test_a_name_means_one_thing():
     assert not {name: found for name, found in where.items() if len(found) > 1}
 
 
+FLOORS = 'core data metrics nn models train analysis experiments report papers cli'.split()
+
+
+def test_arrows_point_downwards():
+    "A module imports only from its own folder and those before it."
+    wrong = []
+    for path in PACKAGE:
+        own = path.relative_to(ROOT / 'avsrepro').parts[0].removesuffix('.py')
+        package = ('avsrepro', *path.relative_to(ROOT / 'avsrepro').parts[:-1])
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            names = (node.module or '').split('.')
+            if node.level:
+                names = [*package[: len(package) - node.level + 1], *names]
+            if names[0] == 'avsrepro' and own in FLOORS and len(names) > 1 and names[1] in FLOORS:
+                if FLOORS.index(names[1]) > FLOORS.index(own):
+                    wrong.append(f'{name_of(path)} imports {".".join(names)}')
+    assert not wrong, '\n'.join(wrong)
+
+
 # pages
 
 

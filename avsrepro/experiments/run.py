@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.identity import commit
 from ..core.processes import cores, start_server
 from .plan import plan
-from .profiles import Profile
+from .profiles import Profile, get_profile
 from .schema import Experiment
 from ..train.store import RunResult, RunSpec, RunStore
 
@@ -103,10 +103,12 @@ def plan_all(
     values: Mapping[str, Mapping[str, Any]],  # parameters of each page, by its table's name
 ) -> list[RunSpec]:
     "The runs of several pages."
-    specs = []
+    specs, profiles = [], {}
     for e in experiments:
         v = values[e.table]
-        specs += plan(e, v['profile'], v['data'], v['seeds'])
+        if v['profile'] not in profiles:
+            profiles[v['profile']] = get_profile(v['profile'])
+        specs += plan(e, profiles[v['profile']], v['data'], v['seeds'])
     return specs
 
 
