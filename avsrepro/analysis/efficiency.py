@@ -129,7 +129,7 @@ def _timed(device: torch.device, f: Callable, *inputs: Any) -> tuple[float, Any]
         torch.cuda.synchronize()
     return clock() - start, out
 
-
+# %% ../../nbs/analysis/50_efficiency.ipynb #08c1b803
 def _turns(models: Mapping[str, AVSModel], inputs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     "Seconds of each model in one round; shared encoders are timed once, on the first model."
     seconds, shared = {}, None

@@ -47,10 +47,14 @@ def gate_summary(table: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/analysis/42_gates.ipynb #e30666db
 _VIOLIN = dict(cut=0, inner=None, fill=False, linewidth=1.5, density_norm='width', legend=False)
+
+
 _DOTS = dict(size=3, alpha=0.5, jitter=0.08, legend=False)
+
+
 _PANELS = dict(mean='mean gate of a channel', sd='its standard deviation over frames')
 
-
+# %% ../../nbs/analysis/42_gates.ipynb #9ede8402
 def plot_gates(
     table: pd.DataFrame,  # a `gate_table`; with a column 'model', beside each other
     width: float = 12,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'NUMBERS', 'steps_of', 'surface_table', 'plot_surfaces', 'sounding_region', 'mean_over', 'inside_outside',
            'contrast', 'cam_contrast', 'log_ratio', 'outline', 'at_edge', 'correlation', 'measured', 'of_rows',
-           'Factor', 'factor_over_clips', 'effects', 'spread', 'texts']
+           'Factor', 'factor_over_clips', 'effects', 'with_ends', 'texts']
 
 # %% ../../nbs/analysis/40_responses.ipynb #c8fabc07
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -272,7 +272,7 @@ def effects(
     return pd.DataFrame(lines)
 
 # %% ../../nbs/analysis/40_responses.ipynb #ff1d425c
-def spread(table: pd.DataFrame, **names: tuple[str, str, str]) -> pd.DataFrame:
+def with_ends(table: pd.DataFrame, **names: tuple[str, str, str]) -> pd.DataFrame:
     "The table with each named column of intervals as three columns: `value=('value', 'low', 'high')`."
     columns = {}
     for name in table:

@@ -23,9 +23,9 @@ from ..models.base import AVSModel
 from ..nn.features import Features
 from ..train.batches import Batch, Source
 
-# %% ../../nbs/analysis/67_seconds.ipynb #e234bb03
+# %% ../../nbs/analysis/67_seconds.ipynb #1943f5db
 def shuffle(clip: str, T: int, t: int) -> np.ndarray:
-    "All T seconds of a clip in an order in which t keeps its place and, from three seconds on, no other does."
+    "All T seconds of a clip in an order in which t keeps its place and, from three on, no other does."
     others, r = np.delete(np.arange(T), t), rng('order of the other seconds', clip, t)
     order = r.permutation(others)
     while T > 2 and (order == others).any():
@@ -61,7 +61,7 @@ class Reordered(nn.Module):
         y = self.net(x[clip, self.order.to(x.device)].flatten(0, 1)).unflatten(0, x.shape[:2])
         return y[:, torch.arange(T), self.place]
 
-
+# %% ../../nbs/analysis/67_seconds.ipynb #3335ca0b
 @contextmanager
 def reordered(model: AVSModel, order: Tensor, place: Tensor) -> Iterator[None]:
     "Inside the block BCSM's sequences of a SelM see the seconds so."
@@ -105,7 +105,7 @@ def _in_condition(z: Tensor, own: Tensor, target: Tensor) -> dict[str, Tensor | 
     shift = (z - own).abs().amax((-2, -1)) / own.abs().max().clamp_min(1e-6)
     return dict(J=frame_J(z, target), moved=100 * differ / either.clamp_min(1), shift=shift)
 
-
+# %% ../../nbs/analysis/67_seconds.ipynb #455c2c89
 @torch.inference_mode()
 def without_the_others(model: AVSModel, source: Source, batch_size: int) -> pd.DataFrame:
     "A line for every second and condition: id, second from 1, condition, J and moved in percent, shift."

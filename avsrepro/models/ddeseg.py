@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from .ddeseg_sound import Derivation, Discrimination, Recall, fitting_memory
 from .ddeseg_stages import DDEStage, Elimination, Heard, Level, SegFormerHead, trunk_stages
 from ..nn.features import Features
 from ..nn.layers import resize
-from ..train.losses import dice_loss, iou_loss, overlap_sums
+from ..nn.losses import dice_loss, iou_loss, overlap_sums
 
 # %% auto #0
 __all__ = ['DDESEG_SPECS', 'DDESEG_CHOICES', 'SoundOptions', 'DDESegOptions', 'DDESeg']

@@ -92,7 +92,7 @@ def shortened(names: Iterable[str], short: Mapping[str, str] | None) -> list[str
         out.append(name)
     return out
 
-
+# %% ../../nbs/report/15_figures.ipynb #da4f445d
 def plot_table(
     experiment: Experiment,
     table: pd.DataFrame,
@@ -120,7 +120,7 @@ def plot_table(
     legend_below(fig, axs[0, 1])
     return fig
 
-
+# %% ../../nbs/report/15_figures.ipynb #4705ca4d
 def legend_below(fig: plt.Figure, ax: plt.Axes, columns: int = 2) -> None:
     "The legend of one panel in the lower right corner of its figure."
     fig.legend(*ax.get_legend_handles_labels(), loc='lower right', ncol=columns, fontsize=10, frameon=False)
