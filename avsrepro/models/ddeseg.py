@@ -113,7 +113,6 @@ DDESEG_CHOICES: Mapping[str, tuple] = dict(
     gumbel=('train', 'always', 'never'),
     query=('audio', 'image'),
     fusions=('block', 'stage'),
-    inside=(None, True, False),
     stem_stride=(4, 2),
     loss_classes=('present', 'all'),
 )
@@ -331,6 +330,11 @@ class DDESeg(_DerivedTokens, _Listening, _OnLevels, _Placed, _InTrunk, _AbsentCl
         self.head = SegFormerHead(widths, o.head_dim or o.dim or 768, self.num_classes, o.dropout)
         if o.loss_classes == 'all':
             self.loss = MappingProxyType(dict(ce=5.0, dice_all=5.0, iou_all=2.0))
+
+    def dead_parameters(self) -> list[str]:
+        "A bias that all tokens share, where the scores are a softmax over them."
+        names = [n for n, _ in self.named_parameters() if n.endswith('eliminate.attend.o.bias')]
+        return names if self.options.scoring == 'sum' else []
 
     def mixes_clips(self) -> str | None:
         return 'noise is drawn in testing too' if self.options.gumbel == 'always' else None

@@ -20,6 +20,11 @@ from ..nn.layers import Attention, join_heads, resize, split_heads
 # %% auto #0
 __all__ = ['Clusters', 'Elimination', 'SoundFusion', 'Heard', 'DDEStage', 'Level', 'trunk_stages', 'SegFormerHead']
 
+# %% ../../nbs/models/54_ddeseg_stages.ipynb #77e0c1d4
+def _wide(x: Tensor) -> Tensor:
+    "x in single precision if it has less."
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
 # %% ../../nbs/models/54_ddeseg_stages.ipynb #efba3d36
 class Clusters(nn.Module):
     "Visual features to K centres ('refined'), or a mixture of them at each pixel ('mixture'); Eqs. 13, 14."
@@ -33,9 +38,9 @@ class Clusters(nn.Module):
 
     def assign(self, V: Tensor) -> Tensor:
         "O [N,P,K], rows sum to 1 (Eq. 13)."
-        z = (V @ self.centres.T).float()
+        z = _wide(V @ self.centres.T)
         if self.soft_kmeans:
-            z = 2 * z - self.centres.float().square().sum(-1)
+            z = 2 * z - _wide(self.centres).square().sum(-1)
         elif self.noise == 'always' or self.noise == 'train' and self.training:
             z = z - torch.empty_like(z).exponential_().log()
         return (z / self.temperature).softmax(-1).to(V.dtype)
@@ -66,7 +71,7 @@ class Elimination(nn.Module):
             V = self.clusters(V)
         F_av = Z if self.attend is None else self.attend(Z, V, V)
         s = self.score(F_av)
-        return (s.sigmoid() if self.gate else s.float().softmax(1).to(s.dtype)), F_av
+        return (s.sigmoid() if self.gate else _wide(s).softmax(1).to(s.dtype)), F_av
 
 # %% ../../nbs/models/54_ddeseg_stages.ipynb #d16a9c41
 class SoundFusion(nn.Module):
