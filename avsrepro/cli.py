@@ -28,12 +28,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
 data_app = typer.Typer(help='Make and check data sets in the layouts of AVSBench.', no_args_is_help=True)
+
+
 runs_app = typer.Typer(help='The store of finished runs.', no_args_is_help=True)
+
+
 app.add_typer(data_app, name='data')
+
+
 app.add_typer(runs_app, name='runs')
 
-
+# %% ../nbs/cli/10_cli.ipynb #75e35528
 def main() -> None:
     "Entry point of `avsrepro`: `InputError` becomes one line and exit code 2."
     try:
@@ -54,7 +62,7 @@ def _version(asked: bool) -> None:
         print(version('avsrepro'))
         raise typer.Exit
 
-
+# %% ../nbs/cli/10_cli.ipynb #d0c44da7
 @app.callback()
 def common(
     version: Annotated[
@@ -80,7 +88,7 @@ def chosen_experiments(paper: str | None, only: list[str] | None, data: str) -> 
         print(f'{e.table} is left out: {data} does not hold {absent}.', file=sys.stderr)
     return chosen
 
-
+# %% ../nbs/cli/10_cli.ipynb #16481865
 def write_pages(experiments: list[Experiment], values: dict[str, dict], source: str, jobs: int) -> None:
     "Execute the notebooks, those that read others' results last, and print where the tables lie."
     from avsrepro.report.notebooks import make_pages
@@ -94,24 +102,40 @@ def write_pages(experiments: list[Experiment], values: dict[str, dict], source: 
 
 # %% ../nbs/cli/10_cli.ipynb #ad8408d6
 Paper = Annotated[str | None, typer.Option(help=f'{", ".join(paper_names())}; all papers when not given.')]
+
+
 Only = Annotated[list[str] | None, typer.Option(help='A table or figure, such as tab03; may be repeated.')]
+
+
 ProfileName = Annotated[str, typer.Option(help='smoke, quick, full, paper, or a YAML file.')]
+
+
 Change = Annotated[
     list[str] | None,
     typer.Option('--set', help='A value of the profile: train.ms3.epochs=10; may be repeated.'),
 ]
+
+
 Data = Annotated[str, typer.Option(help='procedural, voc_esc, or the folder of VOC x ESC or AVSBench.')]
+
+
 Seeds = Annotated[list[int] | None, typer.Option(help="Seeds instead of the profile's; may be repeated.")]
+
+
 Jobs = Annotated[int | None, typer.Option(min=1, help='Runs at a time; default one a core.')]
+
+# %% ../nbs/cli/10_cli.ipynb #01f1acb2
 DryRun = Annotated[
     bool, typer.Option('--dry-run', help='Only say which runs are there, and how long the rest takes.')
 ]
+
+
 Parameter = Annotated[
     list[str] | None,
     typer.Option('--parameter', '-p', help='NAME=VALUE for the notebook; may be repeated.'),
 ]
 
-
+# %% ../nbs/cli/10_cli.ipynb #5650af2d
 @app.command()
 def reproduce(
     paper: Paper = None,
@@ -151,10 +175,14 @@ Settings = Annotated[
     list[str] | None,
     typer.Option(help='s4, ms3 (the default), avss, vpo-ss, vpo-ms, vpo-msmi or avis; may be repeated.'),
 ]
+
+
 Style = Annotated[str | None, typer.Option(help='cutouts (the default) or collage; of s4, ms3 and avss.')]
+
+
 Train = Annotated[int | None, typer.Option(help='Clips, samples or videos; default 400, of avis 4.')]
 
-
+# %% ../nbs/cli/10_cli.ipynb #00283749
 @data_app.command('make')
 def data_make(
     folder: Annotated[Path, typer.Argument(help='New folder for the data set.')],
@@ -175,7 +203,7 @@ def data_make(
     given = {k: v for k, v in given.items() if v is not None}
     print(write_generated(folder, setting or ['ms3'], jobs, **given))
 
-
+# %% ../nbs/cli/10_cli.ipynb #c48f8162
 @data_app.command('check')
 def data_check(
     folder: Annotated[Path, typer.Argument(help='Root of the data set.')],
@@ -215,7 +243,7 @@ def runs_import(
         imported, present = imported + counts['imported'], present + counts['present']
     print(f'{imported} imported, {present} already there')
 
-
+# %% ../nbs/cli/10_cli.ipynb #e07bd6e5
 @runs_app.command('clear')
 def runs_clear(
     ids: Annotated[list[str] | None, typer.Argument(help='Run ids; all runs when not given.')] = None,

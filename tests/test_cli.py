@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -248,3 +249,47 @@ def test_table_whose_data_are_not_in_the_folder(capsys, monkeypatch, tmp_path):
         capsys, monkeypatch, 'reproduce', '--paper', 'sdavs', '--only', 'tab12', '--data', tmp_path / 'data'
     )
     assert 'sdavs_tab12 needs vpo-ss and vpo-ms and vpo-msmi' in err and err.count('\n') == 0
+
+
+def test_version(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['avsrepro', '--version'])
+    with pytest.raises(SystemExit) as e:
+        cli.main()
+    assert not e.value.code and re.fullmatch(r'\d+\.\d+\.\d+', capsys.readouterr().out.strip())
+
+
+def said(capsys, monkeypatch, *args) -> str:
+    "What a command prints that ends well."
+    monkeypatch.setattr(sys, 'argv', ['avsrepro', *map(str, args)])
+    with pytest.raises(SystemExit) as e:
+        cli.main()
+    assert not e.value.code
+    return capsys.readouterr().out
+
+
+def test_dry_run_says_what_is_there_and_makes_nothing(smoke, cache, tmp_path, capsys, monkeypatch):
+    asked = 'reproduce --paper sdavs --only tab03 --profile smoke --dry-run'.split()
+    monkeypatch.setenv('AVSREPRO_CACHE', str(cache))
+    assert '8 of 8 runs are in the store, 0 would be trained.' in said(capsys, monkeypatch, *asked)
+    longer = said(capsys, monkeypatch, *asked, '--set', 'train.ms3.epochs=2')
+    assert '4 of 8 runs are in the store, 4 would be trained' in longer
+    monkeypatch.setenv('AVSREPRO_CACHE', str(tmp_path))
+    assert '0 of 8 runs are in the store' in said(capsys, monkeypatch, *asked)
+    assert [p.name for p in tmp_path.iterdir()] in ([], ['runs'])
+
+
+def test_a_profile_of_ones_own_has_its_own_folder(smoke, cache, tmp_path):
+    mine = tmp_path / 'mine.yaml'
+    mine.write_text('extends: smoke\npurpose: two epochs on MS3\ntrain: {ms3: {epochs: 2}}\n')
+    args = f'--paper sdavs --only claims --profile {mine} --set train.s4.lr=2e-3'.split()
+    done = subprocess.run(
+        [sys.executable, '-m', 'avsrepro.cli', 'reproduce', *args],
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = cache / 'results' / 'mine+train.s4.lr=2e-3' / 'procedural' / 'sdavs' / 'claims'
+    meta = json.loads((folder / 'meta.json').read_text())
+    assert (meta['extends'], meta['changes']) == ('smoke', ['train.s4.lr=2e-3'])
+    assert "--profile mine.yaml --set 'train.s4.lr=2e-3'" in meta['command']

@@ -53,7 +53,7 @@ def cases() -> list[Case]:
 def build(case: Case):
     """The model of a case; None where its options exclude each other.
 
-    All but the audio encoder is in double precision, so that rounding is not taken for a gradient.
+    In double precision, so that rounding is taken neither for a gradient nor for hearing.
     """
     torch.manual_seed(0)
     options = dict(model_class(case.model).tiny[case.tiny])
@@ -67,9 +67,8 @@ def build(case: Case):
     except InputError:
         return None
     model.audio.embeddings[-2].weight.data *= 50  # layers with random weights hear next to nothing
-    model.double().audio.float()
-    model.audio.register_forward_hook(lambda _, __, out: tuple(x.double() for x in out))
-    return model.eval()
+    model.audio.mono = lambda mel: mel  # it would make single precision of it
+    return model.double().eval()
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -85,31 +84,35 @@ def one_thread():
 def clips():
     g = torch.Generator().manual_seed(1)
     frames = torch.randn(2, 2, 3, SIZE, SIZE, generator=g, dtype=torch.double)
-    return frames, torch.randn(2, 2, 1, 96, 64, generator=g)
+    return frames, torch.randn(2, 2, 1, 96, 64, generator=g, dtype=torch.double)
 
 
 CASES = cases()
-BUILT = set()
+SEEN, BUILT = set(), set()  # cases that were tried in this run, and what of them could be built
 
 
 @pytest.mark.parametrize('case', CASES, ids=str)
 def test_model(case, clips):
     model, (frames, mel) = build(case), clips
+    SEEN.add(case)
     if model is None:
         pytest.skip('these options exclude each other')
-    BUILT.add((case.model, case.option, case.value))
+    BUILT.update((case.model, option, getattr(model.options, option)) for option in model.choices)
     with torch.no_grad():
         z = model(frames, mel).logits
         alone = torch.cat([model(frames[i : i + 1], mel[i : i + 1]).logits for i in range(2)])
         moved = (model(frames, mel.flip(0)).logits - z).abs().max()
     assert z.shape == (2, 2, 1, SIZE, SIZE) and z.isfinite().all()
-    assert ((alone - z).abs().max() > 1e-8) == bool(model.mixes_clips())
-    assert (moved <= 1e-8) == bool(model.deaf())
-    assert without_gradient(model, frames, mel) == model.dead_parameters()
+    assert ((alone - z).abs().max() > 1e-8 * z.std()) == bool(model.mixes_clips())
+    assert (moved < 1e-6 * z.std()) == bool(model.deaf())
+    still = without_gradient(model, frames, mel)
+    if still != model.dead_parameters():  # a ReLU may be shut for two clips by chance
+        still = without_gradient(model, -frames, mel)
+    assert still == model.dead_parameters()
 
 
 def without_gradient(model, frames, mel) -> list[str]:
-    "Names of the trainable parameters that the gradient of all losses does not reach, but for rounding."
+    "Names of the trainable parameters that no gradient of any loss has reached so far, but for rounding."
     torch.manual_seed(2)
     model.train()  # a hard assignment has a gradient in training only
     for part in model.modules():
@@ -126,9 +129,11 @@ def without_gradient(model, frames, mel) -> list[str]:
 
 
 def test_every_choice_could_be_built():
-    if len(BUILT) == 0:
-        pytest.skip('the models were not tested in this run')
-    assert {(c.model, c.option, c.value) for c in CASES} == BUILT
+    if len(SEEN) < len(CASES):
+        pytest.skip('not all models were tested in this run')
+    for name in list_models():
+        for option, values in model_class(name).choices.items():
+            assert {(name, option, v) for v in values} <= BUILT
 
 
 @pytest.mark.parametrize('name', list_models())

@@ -14,10 +14,10 @@ import os, socket, sys, time
 def closed(*_, **__): raise OSError('a plan opened the network')
 socket.socket.connect = socket.create_connection = closed
 from avsrepro.experiments.plan import plan
-from avsrepro.experiments.profiles import built_in
+from avsrepro.experiments.profiles import built_in, get_profile
 from avsrepro.experiments.registry import experiments
 ids = set()
-for profile in built_in():
+for profile in map(get_profile, built_in()):
     for e in experiments().values():
         ids |= {s.run_id for s in plan(e, profile)}
 print(len(ids), sorted(os.listdir(os.environ['AVSREPRO_CACHE'])))

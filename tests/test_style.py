@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def code_of(cell: str) -> str:
 
 
 def ruff(*args: str) -> str:
-    done = subprocess.run(['ruff', *args], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', 'ruff', *args], cwd=ROOT, capture_output=True, text=True)
     return '' if done.returncode == 0 else done.stdout + done.stderr
 
 
@@ -122,6 +123,27 @@ def test_a_name_means_one_thing():
                 if not name.startswith('_') and name not in common:
                     where[name].add(name_of(path))
     assert not {name: found for name, found in where.items() if len(found) > 1}
+
+
+FLOORS = 'core data metrics nn models train analysis experiments report papers cli'.split()
+
+
+def test_arrows_point_downwards():
+    "A module imports only from its own folder and those before it."
+    wrong = []
+    for path in PACKAGE:
+        own = path.relative_to(ROOT / 'avsrepro').parts[0].removesuffix('.py')
+        package = ('avsrepro', *path.relative_to(ROOT / 'avsrepro').parts[:-1])
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            names = (node.module or '').split('.')
+            if node.level:
+                names = [*package[: len(package) - node.level + 1], *names]
+            if names[0] == 'avsrepro' and own in FLOORS and len(names) > 1 and names[1] in FLOORS:
+                if FLOORS.index(names[1]) > FLOORS.index(own):
+                    wrong.append(f'{name_of(path)} imports {".".join(names)}')
+    assert not wrong, '\n'.join(wrong)
 
 
 # pages

@@ -4,34 +4,34 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'linear_cka', 'kl_divergence', 'js_divergence', 'distributions', 'damf_taps', 'Pooled', 'collect',
-           'consistency_table', 'plot_consistency']
+           'consistency_table', 'consistency_of', 'plot_consistency']
 
 # %% ../../nbs/analysis/20_consistency.ipynb #b3e09d54
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from scipy.special import rel_entr, softmax
 from scipy.stats import norm
 
+from .taps import tapped
 from ..core.errors import check
 from ..core.seeding import rng
 from ..models.base import AVSModel
-from ..train.batches import Source, predict
+from ..train.batches import Source, source_of
 
 # %% ../../nbs/analysis/20_consistency.ipynb #1575b1bf
 def _hsic(X: np.ndarray, Y: np.ndarray, unbiased: bool) -> float:
-    "Dependence of centred X [N,D1] and Y [N,D2] under linear kernels, up to a factor that depends on N alone."
+    "Dependence of centred X [N,D1] and Y [N,D2] under linear kernels, up to a factor of N alone."
     total = float(((X.T @ Y) ** 2).sum())
     if not unbiased:
         return total
-    n, k, l = len(X), (X**2).sum(1), (Y**2).sum(1)  # diagonals of the kernels; their rows sum to zero
-    return total - k @ l + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 * (k @ l) / (n - 2)
+    n, x, y = len(X), (X**2).sum(1), (Y**2).sum(1)  # diagonals of the kernels; their rows sum to zero
+    return total - x @ y + x.sum() * y.sum() / ((n - 1) * (n - 2)) - 2 * (x @ y) / (n - 2)
 
 
 def linear_cka(
@@ -41,10 +41,9 @@ def linear_cka(
 ) -> float:
     "Centred linear CKA, 0 to 1 (the unbiased one may fall below 0); NaN if a feature is constant."
     X, Y = (np.asarray(x, dtype=np.float64) for x in (X, Y))
-    check(
-        X.ndim == Y.ndim == 2 and len(X) == len(Y) > 3,
-        f"linear_cka: expected [N,D1] and [N,D2] with one N above 3, found {list(X.shape)} and {list(Y.shape)}.",
-    )
+    found = f'found {list(X.shape)} and {list(Y.shape)}'
+    same = X.ndim == Y.ndim == 2 and len(X) == len(Y) > 3
+    check(same, f'linear_cka: expected [N,D1] and [N,D2] with one N above 3, {found}.')
     X, Y = X - X.mean(0), Y - Y.mean(0)
     xy, xx, yy = (_hsic(a, b, unbiased) for a, b in ((X, Y), (X, X), (Y, Y)))
     return xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else math.nan
@@ -59,7 +58,9 @@ def kl_divergence(
 
 
 def js_divergence(P: np.ndarray, Q: np.ndarray) -> np.ndarray:
-    "Jensen-Shannon divergence of P and Q [...,K] in nats, [...]: the mean KL to their average; not its square root."
+    """Jensen-Shannon divergence of P and Q [...,K] in nats, [...].
+
+    The mean KL to their average; not its square root."""
     M = (np.asarray(P, dtype=np.float64) + np.asarray(Q, dtype=np.float64)) / 2
     return (kl_divergence(P, M) + kl_divergence(Q, M)) / 2
 
@@ -76,28 +77,37 @@ def distributions(
 
 # %% ../../nbs/analysis/20_consistency.ipynb #2341c413
 def damf_taps(model: AVSModel) -> dict[str, dict[str, tuple[str, str]]]:
-    "stage -> 'before' and 'after' DAMF -> names of the (audio, visual) tap; `InputError` for a model without both directions."
-    known, out = set(model.tap_names()), {}
+    """Stage -> 'before' and 'after' DAMF -> names of the (audio, visual) tap.
+
+    `InputError` for a model without both directions."""
+    known, taps = set(model.tap_names()), {}
     for j, stage in enumerate(getattr(model, 'stages', ()), 1):
         visual = 'snrp' if f'stage{j}.snrp' in known and stage.pre else 'visual'
         names = dict(before=('audio', visual), after=('a2v', 'v2a'))
-        out[f'stage{j}'] = {when: tuple(f'stage{j}.{n}' for n in pair) for when, pair in names.items()}
-    check(
-        bool(out) and all(n in known for s in out.values() for pair in s.values() for n in pair),
-        f'consistency: expected a model with both directions of DAMF, found {getattr(model, "name", type(model).__name__)} without them.',
-    )
-    return out
+        taps[f'stage{j}'] = {when: tuple(f'stage{j}.{n}' for n in pair) for when, pair in names.items()}
+    name = getattr(model, 'name', type(model).__name__)
+    there = bool(taps) and set(_names(taps)) <= known
+    check(there, f'consistency: expected a model with both directions of DAMF, found {name} without them.')
+    return taps
+
+
+def _names(taps: Mapping[str, Mapping[str, tuple[str, str]]]) -> list[str]:
+    "All taps of a nest of pairs, each once."
+    names = []
+    for whens in taps.values():
+        for pair in whens.values():
+            names += pair
+    return list(dict.fromkeys(names))
 
 # %% ../../nbs/analysis/20_consistency.ipynb #418e984f
 @dataclass
 class Pooled:
-    "Vectors of N frames: `pairs[stage][when]` is (audio [N,C], visual [N,C]), `clips` [N] says whose frame it is."
+    "Vectors of N frames, one for each map."
 
-    clips: np.ndarray
-    pairs: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
+    clips: np.ndarray  # [N], whose frame it is
+    pairs: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]  # stage -> when -> audio and visual [N,C]
 
-
-@torch.no_grad()
+# %% ../../nbs/analysis/20_consistency.ipynb #418e9850
 def collect(
     model: AVSModel,
     source: Source,
@@ -106,24 +116,17 @@ def collect(
     amp: str | None = None,
 ) -> Pooled:
     "Spatial means of the tapped maps of all frames, in evaluation mode."
-    taps, training = taps or damf_taps(model), model.training
-    names = list(dict.fromkeys(n for s in taps.values() for pair in s.values() for n in pair))
-    clips, vectors = [], {n: [] for n in names}
-    model.eval()
-    try:
-        for batch in (b for step in source.batches(batch_size) for b in step):
-            with model.taps(*names) as caught:
-                predict(model, batch, amp=amp)
-            clips += np.repeat(batch.ids, batch.target.shape[1]).tolist()
-            for n in names:
-                vectors[n].append(caught[n].float().mean((-2, -1)).flatten(0, 1).cpu().double().numpy())
-    finally:
-        model.train(training)
-    X = {n: np.concatenate(v) for n, v in vectors.items()}
-    return Pooled(
-        np.array(clips),
-        {s: {when: (X[a], X[v]) for when, (a, v) in whens.items()} for s, whens in taps.items()},
-    )
+    taps = taps or damf_taps(model)
+    clips, vectors = [], {name: [] for name in _names(taps)}
+    for batch, found in tapped(model, source, *vectors, batch_size=batch_size, amp=amp):
+        clips += np.repeat(batch.ids, batch.target.shape[1]).tolist()
+        for name in vectors:
+            vectors[name].append(found[name].mean((-2, -1)).flatten(0, 1).cpu().double().numpy())
+    whole = {name: np.concatenate(parts) for name, parts in vectors.items()}
+    pairs = {}
+    for stage, whens in taps.items():
+        pairs[stage] = {when: (whole[audio], whole[visual]) for when, (audio, visual) in whens.items()}
+    return Pooled(np.array(clips), pairs)
 
 # %% ../../nbs/analysis/20_consistency.ipynb #1bdbfba6
 METRICS = ('CKA', 'CKA unbiased', 'KL', 'JS', 'KL standardised', 'JS standardised')
@@ -131,88 +134,93 @@ METRICS = ('CKA', 'CKA unbiased', 'KL', 'JS', 'KL standardised', 'JS standardise
 
 def _divergences(audio: np.ndarray, visual: np.ndarray) -> np.ndarray:
     "KL, JS and both standardised, of each frame: [4,N]."
-    pairs = [(distributions(audio, z), distributions(visual, z)) for z in (False, True)]
-    return np.stack([f(*p) for p in pairs for f in (kl_divergence, js_divergence)])
+    found = []
+    for standardised in (False, True):
+        pair = [distributions(x, standardised) for x in (audio, visual)]
+        found += [kl_divergence(*pair), js_divergence(*pair)]
+    return np.stack(found)
 
 
-def _values(pooled: Pooled, frames: dict, index: np.ndarray | slice) -> np.ndarray:
-    "All numbers of the table over the frames `index`: [stages and their mean, before and after and change, metrics]."
-
-    def cka(pair):
-        return [linear_cka(pair[0][index], pair[1][index], unbiased) for unbiased in (False, True)]
-
-    v = np.array(
-        [
-            [[*cka(pair), *frames[s, w][:, index].mean(1)] for w, pair in whens.items()]
-            for s, whens in pooled.pairs.items()
-        ]
-    )
+def _numbers(pooled: Pooled, divergences: Mapping, index: np.ndarray | slice) -> np.ndarray:
+    "Over the frames `index`: [stages and their mean, before and after and change, metrics]."
+    stages = []
+    for stage, whens in pooled.pairs.items():
+        lines = []
+        for when, (audio, visual) in whens.items():
+            cka = [linear_cka(audio[index], visual[index], unbiased) for unbiased in (False, True)]
+            lines.append([*cka, *divergences[stage, when][:, index].mean(1)])
+        stages.append(lines)
+    v = np.array(stages)
     v = np.concatenate([v, v.mean(0, keepdims=True)])
     return np.concatenate([v, v[:, 1:] - v[:, :1]], 1)
 
+# %% ../../nbs/analysis/20_consistency.ipynb #1bdbfba7
+def _reach(pooled: Pooled, divergences: Mapping, n: int, seed: int, level: float) -> np.ndarray | float:
+    "Half the intervals of `_numbers`, from `n` draws of clips; NaN where nothing can be drawn."
+    members = [np.flatnonzero(pooled.clips == c) for c in dict.fromkeys(pooled.clips)]
+    if n < 2 or len(members) < 2:
+        return math.nan
+    draw, drawn = rng('consistency', seed), []
+    for _ in range(n):
+        index = np.concatenate([members[i] for i in draw.integers(len(members), size=len(members))])
+        drawn.append(_numbers(pooled, divergences, index))
+    return norm.ppf((1 + level) / 2) * np.std(drawn, axis=0, ddof=1)
 
+# %% ../../nbs/analysis/20_consistency.ipynb #1bdbfba8
 def consistency_table(
     pooled: Pooled,
     n: int = 200,  # resamples; 0 for no intervals
     seed: int = 0,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    "Columns stage ('stage1', ..., 'pooled'), when ('before', 'after', 'change'), metric, value, low, high."
-    frames = {(s, w): _divergences(*pair) for s, whens in pooled.pairs.items() for w, pair in whens.items()}
-    members = [np.flatnonzero(pooled.clips == c) for c in dict.fromkeys(pooled.clips)]
-    value, draw = _values(pooled, frames, slice(None)), rng('consistency', seed)
+    "Columns stage (the last is 'pooled'), when ('before', 'after', 'change'), metric, value, low, high."
+    divergences = {}
+    for stage, whens in pooled.pairs.items():
+        for when, pair in whens.items():
+            divergences[stage, when] = _divergences(*pair)
+    value = _numbers(pooled, divergences, slice(None))
+    half = _reach(pooled, divergences, n, seed, level)
+    names = dict(stage=[*pooled.pairs, 'pooled'], when=['before', 'after', 'change'], metric=METRICS)
+    index = pd.MultiIndex.from_product(names.values(), names=names)
+    columns = dict(value=value, low=value - half, high=value + half)
+    return pd.DataFrame({k: v.ravel() for k, v in columns.items()}, index=index).reset_index()
 
-    def resample():
-        return np.concatenate([members[i] for i in draw.integers(len(members), size=len(members))])
-
-    enough = n > 1 and len(members) > 1
-    half = norm.ppf((1 + level) / 2) * (
-        np.std([_values(pooled, frames, resample()) for _ in range(n)], axis=0, ddof=1)
-        if enough
-        else np.full_like(value, np.nan)
-    )
-    axes = pd.MultiIndex.from_product(
-        [[*pooled.pairs, 'pooled'], ['before', 'after', 'change'], METRICS], names=['stage', 'when', 'metric']
-    )
-    return pd.DataFrame(
-        dict(value=value.ravel(), low=(value - half).ravel(), high=(value + half).ravel()), index=axes
-    ).reset_index()
+# %% ../../nbs/analysis/20_consistency.ipynb #1bdbfba9
+def consistency_of(models: Sequence[AVSModel], clips: Sequence, n: int = 200) -> pd.DataFrame:
+    "The `consistency_table` of several models on a data set, values and ends averaged."
+    tables = []
+    for model in models:
+        tables.append(consistency_table(collect(model, source_of(model, clips, progress=False)), n))
+    columns = {c: sum(t[c] for t in tables) / len(tables) for c in ('value', 'low', 'high')}
+    return tables[0].assign(**columns)
 
 # %% ../../nbs/analysis/20_consistency.ipynb #99a77780
+def _pairs_panel(ax: plt.Axes, tables: Mapping[str, pd.DataFrame], metric: str) -> None:
+    "One metric: stages along x, before beside after, a colour a table."
+    width = 0.7 / (2 * len(tables))
+    for i, (label, table) in enumerate(tables.items()):
+        colour = sns.color_palette('colorblind')[i]
+        for k, (when, mark) in enumerate(dict(before='o', after='s').items()):
+            t = table[(table.metric == metric) & (table.when == when)].reset_index(drop=True)
+            x = t.index + (2 * i + k - len(tables) + 0.5) * width
+            style = dict(fmt=mark, color=colour, mfc='white' if when == 'before' else colour, ms=8, capsize=3)
+            ax.errorbar(x, t.value, yerr=t.high - t.value, label=f'{label}, {when} DAMF', **style)
+    ax.set_xticks(t.index, t.stage, fontsize=12)
+    ax.set_title(metric, fontsize=14)
+    ax.tick_params(labelsize=12)
+    ax.grid(axis='y', alpha=0.4)
+    ax.set_xlim(-0.6, len(t) - 0.4)
+
+# %% ../../nbs/analysis/20_consistency.ipynb #99a77781
 def plot_consistency(
     tables: Mapping[str, pd.DataFrame],  # label -> `consistency_table`
     metrics: tuple[str, ...] = ('CKA', 'KL', 'JS'),
 ) -> plt.Figure:
     "A panel per metric, stages along x, before beside after, a colour per table."
-    colours, marks = sns.color_palette('colorblind'), dict(before='o', after='s')
     fig, axs = plt.subplots(1, len(metrics), figsize=(12, 4), layout='constrained', squeeze=False)
     for ax, metric in zip(axs[0], metrics):
-        for i, (label, table) in enumerate(tables.items()):
-            for k, (when, mark) in enumerate(marks.items()):
-                t = table[(table.metric == metric) & (table.when == when)].reset_index(drop=True)
-                x = t.index + (2 * i + k - len(tables) + 0.5) * 0.7 / (2 * len(tables))
-                ax.errorbar(
-                    x,
-                    t.value,
-                    yerr=t.high - t.value,
-                    fmt=mark,
-                    color=colours[i],
-                    mfc='white' if when == 'before' else colours[i],
-                    ms=8,
-                    capsize=3,
-                    label=f'{label}, {when} DAMF',
-                )
-        ax.set_xticks(t.index, t.stage, fontsize=12)
-        ax.set_title(metric, fontsize=14)
-        ax.tick_params(labelsize=12)
-        ax.grid(axis='y', alpha=0.4)
-        ax.set_xlim(-0.6, len(t) - 0.4)
+        _pairs_panel(ax, tables, metric)
     axs[0, 1 if len(metrics) > 2 else 0].set_xlabel('stage, from coarse to fine', fontsize=12)
-    fig.legend(
-        *axs[0, 0].get_legend_handles_labels(),
-        loc='outside lower center',
-        ncol=len(tables),
-        fontsize=12,
-        frameon=False,
-    )
+    place = dict(loc='outside lower center', ncol=len(tables), fontsize=12, frameon=False)
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), **place)
     return fig

@@ -5,25 +5,34 @@
 # %% ../../nbs/analysis/50_efficiency.ipynb #c4358c09
 from __future__ import annotations
 
+import statistics
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.base import AVSModel
+from ..models.registry import create_model
+from ..train.running import count_parameters
 
 # %% auto #0
-__all__ = ['TABLE_X', 'count_macs', 'count_clip', 'PeakMemory', 'peak_memory', 'frames_per_second']
+__all__ = ['TABLE_X', 'count_macs', 'one_clip', 'count_clip', 'of_shapes', 'PeakMemory', 'peak_memory', 'costs',
+           'frames_per_second', 'relative_speeds']
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #47d90a9c
 def count_macs(model: nn.Module, *inputs: Tensor, depth: int | None = None) -> int | dict[str, int]:
-    "MACs of one forward pass: in all, or with `depth` per part of the model, up to `depth` names deep ('' is the whole)."
+    """MACs of one forward pass.
+
+    In all, or with `depth` per part of the model, up to `depth` names deep ('' is the whole)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     learns = [p for p in model.parameters() if p.requires_grad]
     for p in learns:
         p.requires_grad_(False)  # the counter cannot follow a parameter that a module hands to another
@@ -35,25 +44,34 @@ def count_macs(model: nn.Module, *inputs: Tensor, depth: int | None = None) -> i
             p.requires_grad_(True)
     if depth is None:
         return counter.get_total_flops() // 2
-    parts = {k: sum(v.values()) // 2 for k, v in counter.get_flop_counts().items()}
-    top = type(model).__name__ + '.'
-    return {'': parts['Global']} | {
-        k[len(top) :]: n for k, n in parts.items() if k.startswith(top) and k.count('.') <= depth
-    }
+    top, parts = type(model).__name__ + '.', {}
+    for name, ops in counter.get_flop_counts().items():
+        if name == 'Global':
+            parts[''] = sum(ops.values()) // 2
+        elif name.startswith(top) and name.count('.') <= depth:
+            parts[name[len(top) :]] = sum(ops.values()) // 2
+    return parts
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #8b3d54d0
-def count_clip(
-    model: nn.Module, size: int | tuple[int, int] = 384, frames: int = 5, depth: int | None = None
-) -> int | dict[str, int]:
-    "MACs for one clip: `frames` frames of `size` with their log-mel, as `count_macs`."
+def one_clip(model: AVSModel, size: int | tuple[int, int], frames: int) -> tuple[Tensor, Tensor]:
+    "Empty frames `[1,T,3,H,W]` of `size` and their log-mel `[1,T,1,96,64]`, on the model's device."
     size = (size, size) if isinstance(size, int) else size
     device = next(model.parameters()).device
-    return count_macs(
-        model,
-        torch.zeros(1, frames, 3, *size, device=device),
-        torch.zeros(1, frames, 1, *model.audio.input_size, device=device),
-        depth=depth,
-    )
+    pictures = torch.zeros(1, frames, 3, *size, device=device)
+    return pictures, torch.zeros(1, frames, 1, *model.audio.input_size, device=device)
+
+
+def count_clip(
+    model: AVSModel, size: int | tuple[int, int] = 384, frames: int = 5, depth: int | None = None
+) -> int | dict[str, int]:
+    "MACs for one clip: `frames` frames of `size` with their log-mel, as `count_macs`."
+    return count_macs(model, *one_clip(model, size, frames), depth=depth)
+
+# %% ../../nbs/analysis/50_efficiency.ipynb #8b3d54d1
+def of_shapes(name: str, backbone: str, audio: str = 'vggish', **options: Any) -> AVSModel:
+    "A model without values, on PyTorch's meta device, in evaluation mode."
+    with torch.device('meta'):
+        return create_model(name, backbone, audio=audio, **options).to('meta').eval()
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #9e9fa5d0
 class PeakMemory(TorchDispatchMode):
@@ -66,7 +84,9 @@ class PeakMemory(TorchDispatchMode):
     def _free(self, key: int) -> None:
         self.now -= self.live.pop(key, 0)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for t in tree_leaves(out):
@@ -81,56 +101,75 @@ class PeakMemory(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
         return out
 
-# %% ../../nbs/analysis/50_efficiency.ipynb #2e0fdb3e
-def peak_memory(model: nn.Module, size: int | tuple[int, int] = 384, frames: int = 5) -> int:
+# %% ../../nbs/analysis/50_efficiency.ipynb #9e9fa5d1
+def peak_memory(model: AVSModel, size: int | tuple[int, int] = 384, frames: int = 5) -> int:
     "Bytes that inference on one clip holds at once at most, besides weights and inputs."
-    size = (size, size) if isinstance(size, int) else size
-    device = next(model.parameters()).device
-    inputs = (
-        torch.zeros(1, frames, 3, *size, device=device),
-        torch.zeros(1, frames, 1, *model.audio.input_size, device=device),
-    )
+    inputs = one_clip(model, size, frames)
     with torch.no_grad(), PeakMemory() as memory:
         model(*inputs)
     return memory.peak
 
+# %% ../../nbs/analysis/50_efficiency.ipynb #9e9fa5d2
+def costs(model: AVSModel) -> dict[str, float]:
+    "MACs in G, parameters in M and peak memory in MiB for five frames of 384x384."
+    sizes = count_parameters(model)
+    in_millions = dict(trainable_m=sizes.trainable / 1e6, total_m=sizes.total / 1e6)
+    return dict(macs_g=count_clip(model) / 1e9, **in_millions, peak_mb=peak_memory(model) / 2**20)
 
+# %% ../../nbs/analysis/50_efficiency.ipynb #2e0fdb3e
+def _timed(device: torch.device, f: Callable, *inputs: Any) -> tuple[float, Any]:
+    "Seconds of a call and its value: of time on a GPU, of CPU time elsewhere."
+    gpu = device.type == 'cuda'
+    clock = time.perf_counter if gpu else time.process_time
+    if gpu:
+        torch.cuda.synchronize()
+    start = clock()
+    out = f(*inputs)
+    if gpu:
+        torch.cuda.synchronize()
+    return clock() - start, out
+
+# %% ../../nbs/analysis/50_efficiency.ipynb #08c1b803
+def _turns(models: Mapping[str, AVSModel], inputs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    "Seconds of each model in one round; shared encoders are timed once, on the first model."
+    seconds, shared = {}, None
+    for name, model in models.items():
+        device, (pictures, _) = next(model.parameters()).device, inputs[name]
+        if type(model).encode is not AVSModel.encode:
+            seconds[name] = _timed(device, model, *inputs[name])[0]
+            continue
+        if shared is None:
+            shared = _timed(device, model.encode, *inputs[name])
+        decoding = _timed(device, model.decode, shared[1], tuple(pictures.shape[-2:]))[0]
+        seconds[name] = shared[0] + decoding
+    return seconds
+
+# %% ../../nbs/analysis/50_efficiency.ipynb #2e0fdb3f
+@torch.inference_mode()
 def frames_per_second(
-    models: Mapping[str, nn.Module], size: int, frames: int = 5, rounds: int = 5
+    models: Mapping[str, AVSModel], size: int, frames: int = 5, rounds: int = 5
 ) -> dict[str, list[float]]:
-    "Frames a second of inference on one clip for each model, in each of the `rounds` in which all take turns: of time on a GPU, of CPU time elsewhere, which other processes disturb less. The models have the same encoders, so these are timed once a round, on the first model, for all that encode as the base class does. Only ratios within one round mean anything."
-    device = next(next(iter(models.values())).parameters()).device
-    frames_in, sound = (
-        torch.zeros(1, frames, 3, size, size, device=device),
-        {k: torch.zeros(1, frames, 1, *m.audio.input_size, device=device) for k, m in models.items()},
-    )
-    clock = time.perf_counter if device.type == 'cuda' else time.process_time
-    first = next((k for k, m in models.items() if type(m).encode is AVSModel.encode), None)
+    """Frames a second of inference on one clip for each model, in each of the `rounds`.
 
-    def timed(f, *inputs):
-        if device.type == 'cuda':
-            torch.cuda.synchronize()
-        start = clock()
-        out = f(*inputs)
-        if device.type == 'cuda':
-            torch.cuda.synchronize()
-        return clock() - start, out
+    All models take turns in a round, and only ratios within one round mean anything. It is time on a GPU
+    and CPU time elsewhere, which other processes disturb less. The models have the same encoders, so these
+    are timed once a round, for all that encode as the base class does."""
+    inputs = {}
+    for name, model in models.items():
+        inputs[name] = one_clip(model.eval(), size, frames)
+    _turns(models, inputs)  # the first pass sets things up
+    taken = [_turns(models, inputs) for _ in range(rounds)]
+    return {name: [frames / t[name] for t in taken] for name in models}
 
-    def seconds(name, encoding, features):
-        if type(models[name]).encode is not AVSModel.encode:
-            return timed(models[name], frames_in, sound[name])[0]
-        return encoding + timed(models[name].decode, features, (size, size))[0]
-
-    def turns():
-        shared = timed(models[first].encode, frames_in, sound[first]) if first else (0.0, None)
-        return {k: seconds(k, *shared) for k in models}
-
-    with torch.inference_mode():
-        for m in models.values():
-            m.eval()
-        turns()  # the first pass sets things up
-        taken = [turns() for _ in range(rounds)]
-    return {k: [frames / t[k] for t in taken] for k in models}
+# %% ../../nbs/analysis/50_efficiency.ipynb #2e0fdb40
+def relative_speeds(fps: Mapping[str, Sequence[float]], to: str) -> pd.DataFrame:
+    "The speed of each model by that of the model `to` in the same round: the median, and the range of all."
+    lines = []
+    for row, speeds in fps.items():
+        ratios = sorted(a / b for a, b in zip(speeds, fps[to]))
+        line = dict(row=row, relative_speed=statistics.median(ratios))
+        lines.append(dict(**line, slowest=ratios[0], fastest=ratios[-1]))
+    return pd.DataFrame(lines)
 
 # %% ../../nbs/analysis/50_efficiency.ipynb #1f615b54
 TABLE_X = {

@@ -106,7 +106,7 @@ def scaling(vectors: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     deviation = X.std(0)
     return X.mean(0), np.where(deviation > 1e-5 * np.abs(X).max(0, initial=0), deviation, np.inf)
 
-
+# %% ../../nbs/analysis/70_embeddings.ipynb #9ab10008
 def checked_vectors(
     vectors: ArrayLike, labels: ArrayLike, standardised: bool, who: str
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,6 @@ from itertools import chain
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 

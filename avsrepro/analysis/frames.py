@@ -48,7 +48,7 @@ def frames_of(batch: Batch, clips: Sequence[int], frames: Sequence[Sequence[int]
         inputs = tuple(part(v) for v in x)
     return Batch([batch.ids[b] for b in clips], inputs, part(batch.target), part(batch.supervised))
 
-
+# %% ../../nbs/analysis/73_frames.ipynb #9ab4000e
 class SomeFrames(Source):
     "Some frames of some clips of a source: those of `frames[clip]`, or all of the clip where that is None."
 
@@ -85,7 +85,7 @@ def embeddings_at(
     numbers = [chosen[clip][t] for clip, t in zip(e.clips.tolist(), e.frames.tolist())]
     return replace(e, frames=np.array(numbers))
 
-
+# %% ../../nbs/analysis/73_frames.ipynb #9ab4000f
 def looks_frame_by_frame(
     model: AVSModel,
     source: Source,

@@ -163,7 +163,7 @@ def _predicted(model: 'ClassifierMixin', X: np.ndarray, K: int, multi: bool) -> 
     p = np.asarray(model.predict(X))
     return p.reshape(len(X), K).astype(bool) if multi else p[:, None] == np.arange(K)
 
-
+# %% ../../nbs/analysis/75_probe.ipynb #9ab50006
 def _fitted(
     grid: Sequence[float],
     train: tuple[np.ndarray, np.ndarray],  # X [N,D], Y bool [N,K]
@@ -268,7 +268,7 @@ PROBE_COLUMNS = [
     'clips',
 ]
 
-
+# %% ../../nbs/analysis/75_probe.ipynb #9ab50007
 def probe_table(
     results: Iterable[tuple[str, ProbeResult]],  # (setting, result); a control has the setting of its probe
 ) -> pd.DataFrame:
@@ -291,7 +291,7 @@ def _score_dots(ax: plt.Axes, table: pd.DataFrame, what: str, settings: Sequence
     lines = [settings.index(s) + shift for s in t.setting]
     ax.errorbar(t[what], lines, xerr=ends, ms=8, capsize=3, **style)
 
-
+# %% ../../nbs/analysis/75_probe.ipynb #9ab50008
 def plot_probe(
     table: pd.DataFrame,  # of `probe_table`
     width: float = 12,

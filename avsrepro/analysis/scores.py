@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['units', 'seeds_mean', 'pooled_pixels', 'class_sums', 'class_score', 'class_interval', 'semantic', 'score_of',
-           'score_interval', 'difference']
+           'score_interval', 'difference', 'units_mean', 'score_draws']
 
 # %% ../../nbs/analysis/15_scores.ipynb #650623a9
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def pooled_pixels(pixels: Sequence[float], metric: str) -> tuple[float, float]:
     check(metric in ('mIoU', 'J'), f'{metric}: not a score of pooled pixels.')
     return inter, predicted + positive - inter
 
-
+# %% ../../nbs/analysis/15_scores.ipynb #1c032823
 def class_sums(result: RunResult, metric: str, pooled: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Numerators and denominators `[clips, classes]` whose ratio of sums is the class-wise score.
 
@@ -127,7 +127,7 @@ def score_interval(results: Sequence[RunResult], metric: str) -> Interval:
     u = units(results[0], metric)
     return paired_bootstrap(u, np.zeros(len(u)), groups=u.index.to_numpy()) if len(u) else NOTHING
 
-
+# %% ../../nbs/analysis/15_scores.ipynb #03c6f161
 def difference(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) -> Interval:
     "Score of `a` minus score of `b`, paired by clip, seeds averaged, with the bootstrap interval over clips."
     same = [c['id'] for c in a[0].scores] == [c['id'] for c in b[0].scores]
@@ -140,3 +140,19 @@ def difference(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) -> I
         'two rows have scores of different frames; a difference needs the same.',
     )
     return paired_bootstrap(x, y, groups=x.index.to_numpy()) if len(x) else NOTHING
+
+# %% ../../nbs/analysis/15_scores.ipynb #9ab60002
+def units_mean(values: pd.Series, ids: Sequence[str], weights: np.ndarray) -> np.ndarray:
+    """Mean of values under every draw `weights [draws, clips]`; what is missing is left out, NaN for nothing.
+
+    The index of `values` names the clip of each, `ids` are the clips of the draws."""
+    sums = values.dropna().groupby(level=0).agg(['sum', 'count']).reindex(ids, fill_value=0)
+    total, count = (weights @ x for x in sums.to_numpy(float).T)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def score_draws(result: RunResult, metric: str, weights: np.ndarray) -> np.ndarray:
+    "The score of a run in percent under every draw of its test clips, `weights [draws, clips]`: `[draws]`."
+    if semantic(result):
+        return class_score(result, metric, weights)
+    return units_mean(units(result, metric), [c['id'] for c in result.scores], weights)

@@ -61,7 +61,7 @@ class Reordered(nn.Module):
         y = self.net(x[clip, self.order.to(x.device)].flatten(0, 1)).unflatten(0, x.shape[:2])
         return y[:, torch.arange(T), self.place]
 
-
+# %% ../../nbs/analysis/67_seconds.ipynb #3335ca0b
 @contextmanager
 def reordered(model: AVSModel, order: Tensor, place: Tensor) -> Iterator[None]:
     "Inside the block BCSM's sequences of a SelM see the seconds so."

@@ -37,7 +37,7 @@ class _Geometry:
         self.near = np.argsort(self.distance, 1, kind='stable')[:, : 20 * k]
         self.valid = np.isfinite(np.take_along_axis(self.distance, self.near, 1))
 
-
+# %% ../../nbs/analysis/71_separation.ipynb #9ab2000c
 class _Labelling:
     "A labelling y `[N]`, reduced to cells of one class and clip each, so that resampling clips is cheap."
 
@@ -130,6 +130,11 @@ def _shuffled(y: np.ndarray, clip: np.ndarray, draw: np.random.Generator) -> np.
     out[by] = np.concatenate([y[clip == c] for c in draw.permutation(clip.max() + 1)])
     return out
 
+# %% ../../nbs/analysis/71_separation.ipynb #9ab2000d
+def _numbers(values: Sequence) -> np.ndarray:
+    "Names as whole numbers from 0, in their order."
+    return np.unique(np.asarray(values), return_inverse=True)[1].ravel()
+
 
 def _comparable(y: np.ndarray, clip: np.ndarray) -> np.ndarray:
     "Which vectors are of a class with two or more clips, `[N]`; `InputError` unless two classes have."
@@ -140,11 +145,6 @@ def _comparable(y: np.ndarray, clip: np.ndarray) -> np.ndarray:
     return use
 
 # %% ../../nbs/analysis/71_separation.ipynb #49726b3d
-def _numbers(values: Sequence) -> np.ndarray:
-    "Names as whole numbers from 0, in their order."
-    return np.unique(np.asarray(values), return_inverse=True)[1].ravel()
-
-
 def separation(
     vectors: ArrayLike,  # [N,D]
     labels: ArrayLike,  # [N]
@@ -186,7 +186,7 @@ def separation_table(
     tables = [separation(e.vectors, e.labels, e.clips, seed=seed, **options) for e in parts.values()]
     return pd.concat(tables, keys=parts, names=['setting']).reset_index(level=0).reset_index(drop=True)
 
-
+# %% ../../nbs/analysis/71_separation.ipynb #9ab2000e
 def separation_of_seeds(settings: Mapping[str, Sequence[Embeddings]], **options) -> pd.DataFrame:
     "`separation_table` of each setting, its seeds averaged; NaN where there is nothing to measure."
     tables = []

@@ -25,7 +25,7 @@ def _coordinates(X: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
     fixed = dict(init='pca', learning_rate='auto', random_state=seed, n_jobs=1)
     return TSNE(2, perplexity=perplexity, **fixed).fit_transform(X).astype(float)
 
-
+# %% ../../nbs/analysis/72_tsne.ipynb #9ab30006
 def tsne(
     settings: Mapping[str, Embeddings],  # one label for each frame
     perplexity: float = 30,

@@ -88,7 +88,7 @@ def _tree(source: str) -> str:
             node.body = node.body[1:] or [ast.Pass()]
     return ast.dump(tree)
 
-
+# %% ../../nbs/core/20_identity.ipynb #29746aed
 @cache
 def source_of_module(name: str) -> tuple[str, bool] | None:
     "Source of a module by its dotted name, found without running it, and whether it is a package; else None."
@@ -130,7 +130,7 @@ def imports_of(module: str) -> tuple[str, ...]:
     top = module.partition('.')[0]
     return tuple(sorted(f for f in found if f.startswith(f'{top}.') and source_of_module(f)))
 
-
+# %% ../../nbs/core/20_identity.ipynb #0bb0f4ba
 def modules_behind(roots: Iterable[str], without: Iterable[str] = ()) -> tuple[str, ...]:
     "`roots` and every module that they import, directly or not, but for those of `without`."
     left, found, barred = list(roots), set(), set(without)
@@ -188,7 +188,7 @@ def commit() -> str:
     changed = _git('status', '--porcelain', '--untracked-files=no', '--', ':/', ':(top,exclude)results')
     return head + ('+changes' if changed else '')
 
-
+# %% ../../nbs/core/20_identity.ipynb #3f3dee79
 def device_name() -> str:
     "The GPU's name, or the CPU's with the number of cores."
     import torch

@@ -38,7 +38,7 @@ def shared_weights(profile: str, source: str, backbone: str) -> str:
     )
     return str(folder / SHARED_WEIGHTS[backbone])
 
-
+# %% ../../nbs/experiments/40_plan.ipynb #0169963e
 def _bank_weights(profile: Profile, source: str, what: str, encoders: dict[str, Any]) -> dict:
     "The recipe of an encoder that is trained on the bank of a source."
     from avsrepro.train.pretrain import PretrainConfig, pretrain_recipe
@@ -104,7 +104,7 @@ def _options(row: Row, profile: Profile, encoders: dict, data: dict, setting: st
         options.setdefault(name, needed(name, options, data, setting))
     return options
 
-
+# %% ../../nbs/experiments/40_plan.ipynb #b59f09e6
 def run_of(
     experiment: Experiment,
     row: Row,

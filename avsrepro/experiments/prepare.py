@@ -43,7 +43,7 @@ def _add(sets: dict[str, dict[str, RunSpec]], spec: RunSpec) -> None:
     data = sets.setdefault(content_hash([spec.data, spec.setting]), {})
     data.setdefault(content_hash(encoders), spec)
 
-
+# %% ../../nbs/experiments/50_prepare.ipynb #08da233f
 def rounds_of(specs: Iterable[RunSpec]) -> tuple[list[list[RunSpec]], list[list[RunSpec]]]:
     "One run for each pair of data set and encoders, by data set: those with their own sounds, then mixtures."
     own, mixed = {}, {}
@@ -93,7 +93,7 @@ def _encode_sets(
         for done in tqdm(as_completed(work), desc='data and features', total=len(work), **look):
             done.result()
 
-
+# %% ../../nbs/experiments/50_prepare.ipynb #91243f43
 def prepare(
     specs: Iterable[RunSpec],
     open_splits: OpenSplits = default_splits,  # must be importable from a module if jobs > 1

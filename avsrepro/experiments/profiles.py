@@ -24,6 +24,8 @@ class ProfileLoader(yaml.SafeLoader):
 
 
 FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)$')
+
+
 ProfileLoader.add_implicit_resolver('tag:yaml.org,2002:float', FLOAT, list('-+.0123456789'))
 
 
@@ -37,7 +39,7 @@ def _mapping(loader: ProfileLoader, node: yaml.MappingNode) -> dict:
 
 ProfileLoader.add_constructor('tag:yaml.org,2002:map', _mapping)
 
-
+# %% ../../nbs/experiments/30_profiles.ipynb #4b1b47b0
 def read_yaml(text: str, name: str) -> Any:
     "Plain data of a YAML text; `InputError` that names `name` and the line."
     try:
@@ -50,9 +52,11 @@ def read_yaml(text: str, name: str) -> Any:
 
 # %% ../../nbs/experiments/30_profiles.ipynb #6b81b2bd
 MADE = ('name', 'origin', 'changes')  # not of the file
+
+
 SOURCES = ('procedural', 'voc_esc', 'avsbench')
 
-
+# %% ../../nbs/experiments/30_profiles.ipynb #3a228164
 @dataclass(frozen=True)
 class Profile:
     "Sizes of an experiment; dictionaries by source of data hold what differs between the sources."
@@ -99,6 +103,8 @@ ENCODER_KEYS = (
     'audio_weights',
     'frozen',
 )
+
+
 ORIGINS = ('pretrain', 'shared', 'timm')  # of weights: trained on a bank, a file of ours, published
 
 
@@ -110,7 +116,7 @@ def _known(where: str, given: Any, known: Any) -> dict:
             raise unknown(f'key in {where}', key, known)
     return given
 
-
+# %% ../../nbs/experiments/30_profiles.ipynb #61e96a1d
 def _check_encoders(where: str, given: Any) -> None:
     for key, value in _known(where, given, ENCODER_KEYS).items():
         if key.endswith('_weights') and value not in ORIGINS:
@@ -170,7 +176,7 @@ def built_in() -> dict[str, Path]:
     folder = Path(str(files('avsrepro'))) / 'experiments' / 'profiles'
     return {p.stem: p for p in sorted(folder.glob('*.yaml'))}
 
-
+# %% ../../nbs/experiments/30_profiles.ipynb #d8094434
 def profile_data(name: str, beside: Path | None = None, above: tuple[str, ...] = ()) -> dict[str, Any]:
     "The values of a built-in profile or of a file, with what it extends, not yet checked."
     path = built_in().get(name) or (beside or Path()) / Path(name).expanduser()
@@ -210,7 +216,7 @@ def with_changes(profile: str, changes: list[str] | None) -> str:
         profile = str(Path(profile).expanduser().resolve())
     return '+'.join([profile, *(changes or [])])
 
-
+# %% ../../nbs/experiments/30_profiles.ipynb #3d03a58f
 def get_profile(name: str) -> Profile:
     "The profile of a name, a YAML file, or either with changes; `InputError` for what is misspelt."
     origin, *changes = CHANGE.split(name)

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from ..core.errors import InputError, check, unknown
+from ..core.errors import check, unknown
 from ..core.paths import repo_root
 from .schema import Claim, Experiment
 
@@ -46,7 +46,7 @@ def experiments() -> dict[tuple[str, str], Experiment]:
     "All experiments, by paper and id."
     return {(m.EXPERIMENT.paper, m.EXPERIMENT.id): m.EXPERIMENT for m in pages()}
 
-
+# %% ../../nbs/experiments/20_registry.ipynb #ad9c0329
 def paper_names() -> list[str]:
     "The papers that have a page."
     return list(dict.fromkeys(paper for paper, _ in experiments()))

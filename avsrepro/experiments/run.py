@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.identity import commit
 from ..core.processes import cores, start_server
 from .plan import plan
-from .profiles import Profile
+from .profiles import Profile, get_profile
 from .schema import Experiment
 from ..train.store import RunResult, RunSpec, RunStore
 
@@ -42,7 +42,7 @@ def run_specs(
     prepare(list(todo.values()), jobs=jobs or cores(), progress=progress)
     return run_all(specs, jobs=jobs, store=store, progress=progress)
 
-
+# %% ../../nbs/experiments/60_run.ipynb #b23c456b
 def run_experiment(
     experiment: Experiment,
     profile: Profile | str = 'quick',
@@ -68,7 +68,7 @@ def _rates(results: Iterable[RunResult]) -> dict[tuple[str, ...], float]:
             found.setdefault(key, []).append(r.duration_s / _work(r.spec))
     return {key: median(rates) for key, rates in found.items()}
 
-
+# %% ../../nbs/experiments/60_run.ipynb #e7f85b07
 def outlook(specs: Iterable[RunSpec], store: RunStore | None = None) -> pd.DataFrame:
     "For every run: its id, whether it is in the store, and about how many seconds it would train here."
     store, lines = store or RunStore(), []
@@ -83,7 +83,7 @@ def outlook(specs: Iterable[RunSpec], store: RunStore | None = None) -> pd.DataF
     columns = ['run', 'paper', 'row', 'setting', 'seed', 'state', 'seconds']
     return pd.DataFrame(lines, columns=columns)
 
-
+# %% ../../nbs/experiments/60_run.ipynb #c5dea613
 def outlook_line(found: pd.DataFrame, jobs: int | None = None) -> str:
     "One sentence about an outlook."
     left = found[found.state == 'to be trained']
@@ -103,10 +103,12 @@ def plan_all(
     values: Mapping[str, Mapping[str, Any]],  # parameters of each page, by its table's name
 ) -> list[RunSpec]:
     "The runs of several pages."
-    specs = []
+    specs, profiles = [], {}
     for e in experiments:
         v = values[e.table]
-        specs += plan(e, v['profile'], v['data'], v['seeds'])
+        if v['profile'] not in profiles:
+            profiles[v['profile']] = get_profile(v['profile'])
+        specs += plan(e, profiles[v['profile']], v['data'], v['seeds'])
     return specs
 
 

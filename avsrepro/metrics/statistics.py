@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from ..core.errors import InputError, check
+from ..core.errors import check
 
 # %% ../../nbs/metrics/40_statistics.ipynb #c6bcf71f
 class Interval(NamedTuple):
@@ -83,7 +83,7 @@ def per_clip_mean(
 def _ratio(total: np.ndarray, size: np.ndarray, axis: int) -> np.ndarray:
     return total.sum(axis) / size.sum(axis)
 
-
+# %% ../../nbs/metrics/40_statistics.ipynb #1e226dde
 def paired_bootstrap(
     a: ArrayLike,  # [clips] or [seeds, clips]
     b: ArrayLike,  # the same clips in the same order; its number of seeds may differ

@@ -17,6 +17,7 @@ from .base import AVSModel, Output, any_class, by_clip, register_model
 from ..nn.deformable import DeformableAttention, Sizes, flatten_levels, pixel_centres, split_levels
 from ..nn.features import Features
 from ..nn.layers import conv_norm, feed_forward, resize
+from ..nn.losses import dice_loss
 from avsrepro.nn.queries import (
     MIXERS,
     AudioMixer,
@@ -28,7 +29,6 @@ from avsrepro.nn.queries import (
     pixel_mlp,
     sine_position,
 )
-from ..train.losses import dice_loss
 
 # %% auto #0
 __all__ = ['EncoderLayer', 'PyramidEncoder', 'DeadModules', 'AVSegFormerOptions', 'AVSegFormer']

@@ -12,16 +12,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import check, unknown
-from .base import AVSModel, Output
+from ..data.layouts import VOID
+from .base import AVSModel, Output, by_clip
 from ..nn.features import Features
 
 # %% auto #0
-__all__ = ['SIMILARITIES', 'Similarity', 'Guide', 'Guided', 'guided']
+__all__ = ['SIMILARITIES', 'match_mlp', 'Similarity', 'Guide', 'Guided', 'guided']
 
 # %% ../../nbs/models/60_guided.ipynb #0dac633d
 SIMILARITIES = ('cosine', 'euclidean', 'concat')
 
 
+def match_mlp(dim: int, dropout: float) -> nn.Sequential:
+    "Three layers over a sound and a picture, [N,2C] to a logit [N,1]."
+    half, drop = dim // 2, nn.Dropout(dropout)
+    first, second = (nn.Linear(2 * dim, dim), nn.ReLU(), drop), (nn.Linear(dim, half), nn.ReLU(), drop)
+    return nn.Sequential(*first, *second, nn.Linear(half, 1))
+
+# %% ../../nbs/models/60_guided.ipynb #8c9a870e
 class Similarity(nn.Module):
     "How well vectors a and v [N,C] fit, as a logit [N] (Eq. 6; Table 7 and its text)."
 
@@ -29,20 +37,7 @@ class Similarity(nn.Module):
         super().__init__()
         if kind not in SIMILARITIES:
             raise unknown('similarity', kind, SIMILARITIES)
-        self.kind, drop = kind, nn.Dropout(dropout)
-        self.mlp = (
-            nn.Sequential(
-                nn.Linear(2 * dim, dim),
-                nn.ReLU(),
-                drop,
-                nn.Linear(dim, dim // 2),
-                nn.ReLU(),
-                drop,
-                nn.Linear(dim // 2, 1),
-            )
-            if kind == 'concat'
-            else None
-        )
+        self.kind, self.mlp = kind, match_mlp(dim, dropout) if kind == 'concat' else None
 
     def forward(self, a: Tensor, v: Tensor) -> Tensor:
         if self.kind == 'cosine':
@@ -51,7 +46,7 @@ class Similarity(nn.Module):
 
 # %% ../../nbs/models/60_guided.ipynb #6decb393
 class Guide(nn.Module):
-    "Sound vectors [N,D] and last visual maps [N,C,h,w] to the logit of a match [N]; `heard` is what the decoder gets."
+    "The classifier; `heard` is what the decoder gets."
 
     def __init__(self, audio_dim: int, channels: int, similarity: str = 'cosine', shared: bool = True):
         super().__init__()
@@ -62,9 +57,11 @@ class Guide(nn.Module):
         self.project, self.similarity = nn.Linear(audio_dim, channels), Similarity(channels, similarity)
 
     def heard(self, vector: Tensor) -> Tensor:
+        "Sound vectors [...,D] to the same."
         return vector if self.shared is None else self.shared(vector)
 
     def forward(self, heard: Tensor, visual: Tensor) -> Tensor:
+        "Sound vectors [N,D] and last visual maps [N,C,h,w] to the logit of a match [N]."
         return self.similarity(self.project(heard), visual.mean((-2, -1)))
 
 # %% ../../nbs/models/60_guided.ipynb #41b05417
@@ -72,30 +69,29 @@ class Guided:
     "What `guided` mixes into a model's class."
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
+        "As the model's own; aux 'match' [B,T] are the classifier's logits."
         heard = self.guide.heard(features.audio_vector)
         out = super().decode(replace(features, audio_vector=heard), size)
-        B = heard.shape[0]
-        out.aux['match'] = self.guide(heard.flatten(0, 1), features.visual[-1].flatten(0, 1)).unflatten(
-            0, (B, -1)
-        )  # [B,T]
+        match = self.guide(heard.flatten(0, 1), features.visual[-1].flatten(0, 1))
+        out.aux['match'] = by_clip(match, heard.shape[0])
         return out
 
     def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
         "The model's terms and `guidance`: BCE of the match over all frames (Eq. 7)."
-        sounds = ((target > 0) & (target != 255)).flatten(2).any(-1) & supervised.bool()
+        sounds = ((target > 0) & (target != VOID)).flatten(2).any(-1) & supervised.bool()
         label = sounds.any(1, keepdim=True).expand(target.shape[:2]).to(output.logits.dtype)
-        return super().own_losses(output, target, supervised) | dict(
-            guidance=F.binary_cross_entropy_with_logits(output.aux['match'].to(label.dtype), label)
-        )
+        own, match = super().own_losses(output, target, supervised), output.aux['match'].to(label.dtype)
+        return own | dict(guidance=F.binary_cross_entropy_with_logits(match, label))
 
-
+# %% ../../nbs/models/60_guided.ipynb #b00cfbd7
 def guided(model: AVSModel, similarity: str = 'cosine', weight: float = 1.0, shared: bool = True) -> AVSModel:
-    "`model` with an alignment classifier whose BCE has the given weight (lambda of Eq. 8); the same object, changed. `InputError` if it has one already or the weight is below 0."
+    """`model` with an alignment classifier whose BCE has the given weight (lambda of Eq. 8).
+
+    The same object, changed. `InputError` if it has one already or the weight is below 0.
+    """
     check(not isinstance(model, Guided), f'{type(model).__name__} is guided already.')
-    check(
-        isinstance(weight, (int, float)) and weight >= 0,
-        f'weight of the guidance is {weight!r}; expected a number from 0.',
-    )
+    number = isinstance(weight, (int, float)) and weight >= 0
+    check(number, f'weight of the guidance is {weight!r}; expected a number from 0.')
     model.guide = Guide(model.audio.dim, model.visual.channels[-1], similarity, shared)
     model.__class__ = type(f'Guided{type(model).__name__}', (Guided, type(model)), {})
     model.loss = {**model.loss, 'guidance': weight}

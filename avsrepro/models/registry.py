@@ -37,7 +37,7 @@ def list_models() -> list[str]:
         importlib.import_module(f'{_PACKAGE}.{module}')
     return sorted(MODELS)
 
-
+# %% ../../nbs/models/00_registry.ipynb #c3176ced
 def model_class(name: str) -> type[AVSModel]:
     "The class of a model, imported if need be; `InputError` for an unknown name."
     if name not in MODELS and name in _modules():
@@ -62,7 +62,7 @@ def model_options(name: str) -> dict[str, Any]:
     plain = [p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in _COMMON]
     return {p.name: p.default for p in plain} | {f.name: f.default for f in fields(cls.Options)}
 
-# %% ../../nbs/models/00_registry.ipynb #68c512f8
+# %% ../../nbs/models/00_registry.ipynb #763f5bb1
 def _all_known(kind: str, given: Iterable[str], valid: Iterable[str]) -> None:
     "`InputError` for the first name in `given` that is not in `valid`."
     for k in given:
@@ -70,6 +70,14 @@ def _all_known(kind: str, given: Iterable[str], valid: Iterable[str]) -> None:
             raise unknown(kind, k, valid)
 
 
+def _check_names(name: str, options: dict, spec: str, weights: Mapping, guidance: Mapping) -> None:
+    "`InputError` for a misspelt argument of `create_model`."
+    _all_known(f'option of {name}', options, model_options(name))
+    _all_known(f'spec of {name}', [spec], model_class(name).specs)
+    _all_known('encoder in weights', weights, ('visual', 'audio'))
+    _all_known('option of guidance', guidance, ('similarity', 'weight', 'shared'))
+
+# %% ../../nbs/models/00_registry.ipynb #93db485b
 def _encoders(
     backbone: str, audio: str, pretrained: bool, weights: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[nn.Module, nn.Module]:
@@ -96,10 +104,7 @@ def create_model(
     "Build a model; `InputError` for an unknown model, option, spec, encoder or weights file."
     cls, weights = model_class(name), dict(weights or {})
     inner = dict(visual=options.pop('backbone_options', {}), audio=options.pop('audio_options', {}))
-    _all_known(f'option of {name}', options, model_options(name))
-    _all_known(f'spec of {name}', [spec], cls.specs)
-    _all_known('encoder in weights', weights, ('visual', 'audio'))
-    _all_known('option of guidance', guidance or {}, ('similarity', 'weight', 'shared'))
+    _check_names(name, options, spec, weights, guidance or {})
     if len(cls.specs) > 1:
         options['spec'] = spec  # only such a class has the argument
     visual, ears = _encoders(backbone, audio, pretrained, weights, inner)

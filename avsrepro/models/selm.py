@@ -20,7 +20,7 @@ from .selm_clever import CLEVER, SingleLevel
 from .selm_stages import BCSM, DAM, AttentionAlign, SelMStage
 from ..nn.features import Features
 from ..nn.layers import resize
-from ..train.losses import dice_loss
+from ..nn.losses import dice_loss
 
 # %% auto #0
 __all__ = ['SELM_SPECS', 'SELM_CHOICES', 'SelMOptions', 'own_weights', 'SelM']

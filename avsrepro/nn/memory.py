@@ -46,7 +46,7 @@ def empty_memory(L: int, D: int, k: int, m: int) -> Memory:
     counts = torch.zeros(L, dtype=torch.int64)
     return Memory(torch.zeros(L, D), torch.zeros(L, k, D), items, mask, counts, {})
 
-
+# %% ../../nbs/nn/55_memory.ipynb #1b3006e9
 def shortages(memory: Memory, classes: Sequence[str]) -> dict[str, dict[str, int]]:
     "What the classes with fewer clusters or fewer vectors than asked for have."
     found = {}

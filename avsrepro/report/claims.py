@@ -46,7 +46,7 @@ def pages_read(folder: Path) -> pd.DataFrame:
         )
     return pd.DataFrame(found, columns=['page', 'title', 'written', 'commit', 'seeds', 'runs'])
 
-
+# %% ../../nbs/report/30_claims.ipynb #6b3b2b2a
 def judged_claims(folder: Path) -> pd.DataFrame:
     "`claims_table` with the `reason` of every claim that was not run."
     judged, written = claims_table(folder), {p.parent.name for p in folder.glob('*/table.csv')}
@@ -87,7 +87,7 @@ def verdicts_markdown(judged: pd.DataFrame, level: str = '###') -> str:
         sections.append(f'{level} {word.capitalize()} ({len(part)})\n\n{table}')
     return '\n\n'.join(sections)
 
-
+# %% ../../nbs/report/30_claims.ipynb #ef1cb463
 def not_run_markdown(judged: pd.DataFrame) -> str:
     "Which claims were not run, and why."
     left = judged[judged.verdict == NOT_RUN]
@@ -106,6 +106,8 @@ PANELS = {
     'flops_g': 'MACs of five frames (G)',
     'fps': 'frames a second',
 }
+
+
 LINE, GAP, HEAD, FOOT = 0.31, 0.62, 0.4, 0.75  # inches: of a claim, between panels, above, below
 
 
@@ -120,7 +122,7 @@ def _looks() -> dict[str, dict[str, Any]]:
     )
     return dict(zip(VERDICTS, styles))
 
-
+# %% ../../nbs/report/30_claims.ipynb #6b55a972
 def _panel_of(metric: str) -> str:
     return 'FPR (fraction)' if metric.endswith('FPR') else PANELS.get(metric, f'{metric} (points)')
 
@@ -153,7 +155,7 @@ def _forest_panel(ax: plt.Axes, part: pd.DataFrame, looks: dict[str, dict]) -> N
     ax.set_xlabel(_panel_of(part.metric.iloc[0]), fontsize=10, labelpad=2)
     ax.grid(axis='y', visible=False)
 
-
+# %% ../../nbs/report/30_claims.ipynb #bd1cd146
 def forest(judged: pd.DataFrame) -> plt.Figure:
     "Forest plot of the judged claims, a panel for each metric; all FPR share one."
     sns.set_theme(style='whitegrid', context='notebook')

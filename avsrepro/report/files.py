@@ -68,7 +68,7 @@ def write_figure(figure: plt.Figure, folder: Path, name: str) -> None:
             figure.savefig(tmp, dpi=dpi, metadata=metadata)
             shrink_pictures(Path(tmp), kind)
 
-
+# %% ../../nbs/report/17_files.ipynb #909c57ea
 def provenance(
     experiment: Experiment, profile: Profile, data: str, results: Sequence[RunResult]
 ) -> dict[str, Any]:

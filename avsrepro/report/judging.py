@@ -61,7 +61,7 @@ def _differences(folder: Path, scores: pd.DataFrame) -> pd.DataFrame:
     )
     return d.assign(against=names[0])
 
-
+# %% ../../nbs/report/28_judging.ipynb #3640a808
 def read_results(folder: str | Path) -> pd.DataFrame:
     """The differences of a results folder: table, row, against, setting, metric, delta, low, high, extra.
 
@@ -100,7 +100,7 @@ def _way(row: str, lines: Mapping[str, tuple[str, Interval]]) -> list[str]:
         way.append(lines[way[-1]][0])
     return way
 
-
+# %% ../../nbs/report/28_judging.ipynb #209d69f7
 def difference_of(
     t: pd.DataFrame,  # from `read_results`
     setting: str,
@@ -148,7 +148,7 @@ def our_effect(claim: Claim, t: pd.DataFrame) -> Interval | None:
         parts.append((sign, found))
     return sum_of_intervals(parts)
 
-
+# %% ../../nbs/report/28_judging.ipynb #d8d83880
 def judge(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """published, ours, low, high and verdict of a claim; `tables` has the `read_results` of every page.
 
@@ -180,7 +180,7 @@ def claims_table(folder: str | Path) -> pd.DataFrame:
             tables[page] = read_results(path)
     return pd.DataFrame([{**_described(c), **judge(c, tables)} for c in own])
 
-
+# %% ../../nbs/report/28_judging.ipynb #f2169a06
 def _described(c: Claim) -> dict[str, Any]:
     return dict(
         id=c.id,

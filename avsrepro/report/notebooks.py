@@ -100,7 +100,7 @@ def _clean_cell(cell: Any, old: Path, new: Path) -> None:
         if 'text/markdown' in o.get('data', {}):
             o['data']['text/markdown'] = relinked(o['data']['text/markdown'], old, new)
 
-
+# %% ../../nbs/report/19_notebooks.ipynb #5915f466
 def keep_notebook(executed: Path, folder: Path, origin: Path) -> Path:
     "Put an executed copy of the notebook `origin` into a results folder."
     import nbformat
@@ -125,7 +125,7 @@ def make_page(experiment: Experiment, values: Mapping[str, Any], source: str, th
     keep_notebook(execute_notebook(notebook, values), folder, notebook)
     return folder
 
-
+# %% ../../nbs/report/19_notebooks.ipynb #c8be8024
 def make_pages(
     experiments: Sequence[Experiment],
     values: Mapping[str, Mapping[str, Any]],  # parameters of each page, by its table's name

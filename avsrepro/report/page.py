@@ -135,6 +135,12 @@ class Runs(Declared):
 
         return [load_trained(r) for r in self.runs(row, setting)]
 
+    def untrained(self, row: str, setting: str | None = None) -> list:
+        "The models of a row with the weights that they started from, one a seed, in evaluation mode."
+        from avsrepro.train.running import untrained_model
+
+        return [untrained_model(r.spec).eval() for r in self.runs(row, setting)]
+
     def clips(self, setting: str | None = None, split: str = 'test') -> Sequence:
         "The clips of a split with their own sounds; computing goes on with the threads of training."
         import torch
@@ -175,10 +181,13 @@ class Trained(Runs):
         text: str,  # of `table.md`, after its heading
         figures: Mapping[str, plt.Figure],  # by file name
         latex: str = '',
+        about: str = '',  # of what and how, where the page shows no scores in percent
     ) -> Path:
         "Write the files of a page that has its own tables, text and figures."
         e, source, name = self.experiment, self.source, self.profile.name
         first = heading(e, source, name, sorted({r.spec.seed for r in self.results}))
+        if about:
+            first = f'# {e.table}: {e.title}\n\nData `{source}`, profile `{name}`, {about}\n'
         files = tables, f'{first}\n{text}', figures, latex
         return listed(write_page(e, self.profile, source, self.results, *files))
 

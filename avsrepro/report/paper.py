@@ -50,7 +50,7 @@ class PaperFiles:
         "The records of the runs behind the pages of one folder."
         return list(_records(self.where[name] / 'runs'))
 
-
+# %% ../../nbs/report/40_paper.ipynb #49aa502d
 @cache
 def _records(folder: Path) -> tuple[dict, ...]:
     found = []
@@ -86,7 +86,7 @@ def pages_table(files: PaperFiles) -> str:
         lines.append(dict(page=e.id, experiment=f'[{e.title}]({link})', **states))
     return as_table(lines)
 
-
+# %% ../../nbs/report/40_paper.ipynb #4e4d7cca
 def _profile_line(files: PaperFiles, profile: str) -> str:
     found = [m for (name, _), m in files.metas.items() if name.split(', ')[0] == profile]
     if not found:
@@ -125,7 +125,7 @@ def _score(run: dict, metric: str) -> float:
         means = {'J': means['mIoU'], 'F': means['F'], 'J&F': (means['mIoU'] + means['F']) / 2}
     return 100 * means.get(metric, np.nan)
 
-
+# %% ../../nbs/report/40_paper.ipynb #e17cbf2f
 def seed_spread(files: PaperFiles, name: str, setting: str, metric: str) -> SeedSpread | None:
     "How far seeds spread a score; None if no row has several or the runs have no such score."
     groups = {}
@@ -154,7 +154,7 @@ def _read_differences(folder: Path, metric: str) -> pd.DataFrame:
             parts.append(d[d.metric == metric][key])
     return pd.concat(parts).drop_duplicates(key) if parts else pd.DataFrame(columns=key)
 
-
+# %% ../../nbs/report/40_paper.ipynb #8114f65c
 def _spread_lines(files: PaperFiles, name: str, metric: str) -> Iterator[dict]:
     differences = _read_differences(files.where[name], metric)
     for setting in dict.fromkeys(r['spec']['setting'] for r in files.runs(name)):
@@ -224,7 +224,7 @@ def _reaches(files: PaperFiles, name: str, judged: pd.DataFrame) -> list[float |
             known[key] = spread and spread.reach
     return [known.get(key) for key in zip(judged.setting, judged.metric)]
 
-
+# %% ../../nbs/report/40_paper.ipynb #f763bd16
 def _claims_of(files: PaperFiles, name: str) -> str:
     path = files.where[name] / 'claims' / 'table.csv'
     if not path.is_file():
@@ -247,7 +247,7 @@ def _claims_of(files: PaperFiles, name: str) -> str:
             parts.append(f'**{v.capitalize()}**\n\n' + '\n'.join(lines))
     return '\n\n'.join(parts)
 
-
+# %% ../../nbs/report/40_paper.ipynb #a0acbc1e
 def _judged_before(files: PaperFiles, name: str) -> str:
     "A sentence where tables are newer than the judgement."
     written = files.metas.get((name, 'claims'), {}).get('written', '')
@@ -286,7 +286,7 @@ def key_table(path: Path, metrics: tuple[str, ...]) -> str:
     wide = keep.pivot(index='row', columns='column', values='cell')
     return wide.loc[list(dict.fromkeys(keep.row)), list(dict.fromkeys(keep.column))].fillna('').to_markdown()
 
-
+# %% ../../nbs/report/40_paper.ipynb #e8ecc8df
 def _tables_of(files: PaperFiles, name: str, metrics: tuple[str, ...]) -> str:
     parts, missing = [f'### {name}'], []
     for e in files.experiments:

@@ -34,7 +34,7 @@ class Scores(Protocol):
     def difference(self, row: str, other: str, setting: str, metric: str) -> Interval:
         "`row` minus `other`, paired."
 
-
+# %% ../../nbs/report/10_tables.ipynb #979e162c
 class RunScores:
     "Scores of trained runs, in percent."
 
@@ -89,6 +89,8 @@ class DrawnScores:
 
 # %% ../../nbs/report/10_tables.ipynb #bf5d3881
 KEY = ['row', 'setting', 'metric']
+
+
 RESULT_COLUMNS = [
     'table',
     *KEY,
@@ -104,6 +106,8 @@ RESULT_COLUMNS = [
     'profile',
     'run_ids',
 ]
+
+# %% ../../nbs/report/10_tables.ipynb #de1d66e3
 DIFFERENCE_COLUMNS = [
     'row',
     'against',
@@ -130,7 +134,7 @@ def labels(runs: Iterable[RunResult], data: str, profile: str) -> dict[str, str]
     seeds, ids = ';'.join(str(r.spec.seed) for r in runs), ';'.join(r.run_id for r in runs)
     return dict(seeds=seeds, data=data, profile=profile, run_ids=ids)
 
-
+# %% ../../nbs/report/10_tables.ipynb #a4299783
 def _gap(row: str, other: str, setting: str, metric: str, printed: Mapping, ours: Interval) -> dict[str, Any]:
     "A line of differences: the printed one, ours, and the word for them."
     values = [printed.get((name, setting, metric)) for name in (row, other)]
@@ -243,7 +247,7 @@ def cells(table: pd.DataFrame, column: str = 'column') -> pd.DataFrame:
     out.index.name = out.columns.name = None
     return out.astype(object).where(out.notna(), '')
 
-
+# %% ../../nbs/report/10_tables.ipynb #ef3d4e6d
 def wide_table(table: pd.DataFrame) -> pd.DataFrame:
     "Rows as printed; a column for each setting and metric, and the verdicts on the main metric."
     out = cells(table.assign(column=table.setting.str.upper() + ' ' + table.metric))
@@ -292,7 +296,7 @@ def heading(experiment: Experiment, data: str, profile: str, seeds: Iterable[int
         'differences between rows are what is replicated.\n'
     )
 
-
+# %% ../../nbs/report/10_tables.ipynb #fd917f12
 def markdown(experiment: Experiment, table: pd.DataFrame, differences: pd.DataFrame) -> str:
     "`table.md`: the wide table, the differences and how to read both."
     first = table[table.ours.notna()].iloc[0]
@@ -312,7 +316,7 @@ def by_seed(experiment: Experiment, results: Sequence[RunResult]) -> pd.DataFram
             lines.append((r.spec.row, r.spec.setting, m, r.spec.seed, score_of(r, m)))
     return pd.DataFrame(lines, columns=[*KEY, 'seed', 'ours'])
 
-
+# %% ../../nbs/report/10_tables.ipynb #01260f7a
 def every_seed(experiment: Experiment, results: Sequence[RunResult]) -> tuple[str, dict[str, pd.DataFrame]]:
     """If there are several seeds, a section for `table.md` and the file `seeds`; else nothing.
 

@@ -146,6 +146,6 @@ class Checkpoints(RunFolder):
         "Load the weights that `finish` kept."
         load_kept(model, self._read(self.final)[0], self.final)
 
-
+# %% ../../nbs/train/25_checkpoints.ipynb #64cc16d2
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -27,8 +27,8 @@ from ..metrics.segmentation import BinaryScorer, frame_jaccard, pixel_counts
 from ..metrics.semantic import SemanticScorer
 from ..models.base import AVSModel, Output
 from ..nn.features import encoder_key
+from ..nn.losses import TERMS, segmentation_loss
 from .batches import Batch, ClipSource, FeatureSource, Silenced, Source, predict
-from .losses import TERMS, segmentation_loss
 from .store import RunSpec, TrainConfig
 
 # %% ../../nbs/train/30_engine.ipynb #3b53392f
