@@ -166,6 +166,6 @@ class AVSegFormer(_MixerLoss, QueryMasks, AVSModel):
         pyramid = [tap(f'memory{s}', m) for s, m in zip((8, 16, 32), split_levels(memory, sizes))]
         for layer in self.decoder:
             q = layer(q, memory + position, memory)
-        feature, inside = self.mask_feature(maps[0], pyramid[0]), self.options.upsample == 'inside'
-        z, mixed = self.masks(q, feature, audio, size if inside else None, tap)
+        inner = size if self.options.upsample == 'inside' else None
+        z, mixed = self.masks(q, self.mask_feature(maps[0], pyramid[0]), audio, inner, tap)
         return Output(by_clip(resize(z, size), B), dict(mix=by_clip(mixed.mean(1, keepdim=True), B)))

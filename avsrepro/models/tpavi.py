@@ -239,5 +239,7 @@ class TPAVI(_MatchingLoss, AVSModel):
             path = tap('out', step(tap('fused', x.flatten(0, 1)), path))
             fused.append(x)
             sounds.append(a)
-        logits = self.head(self.tap('fus_out', doubled(path) if self.upsample else path, B))
+        if self.upsample:
+            path = doubled(path)  # the small one is let go
+        logits = self.head(self.tap('fus_out', path, B))
         return Output(by_clip(resize(logits, size), B), dict(fused=fused, sounds=sounds))

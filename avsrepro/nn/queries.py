@@ -137,5 +137,6 @@ class QueryMasks:
     ) -> tuple[Tensor, Tensor]:
         "Logits [N,K,H,W] and the mixed mask feature [N,C,h,w]."
         mixed = tap('mixed', self.mixer(tap('mask_feature', feature), audio))
+        del feature  # a map as large as `mixed`, let go before the head
         by_query = tap('query_maps', torch.einsum('nqc,nchw->nqhw', tap('decoded', q), mixed))
         return self.head(tap('fus_out', mixed + self.mlp(by_query)), size), mixed
