@@ -119,7 +119,9 @@ Change = Annotated[
 Data = Annotated[str, typer.Option(help='procedural, voc_esc, or the folder of VOC x ESC or AVSBench.')]
 
 
-Seeds = Annotated[list[int] | None, typer.Option(help="Seeds instead of the profile's; may be repeated.")]
+Seeds = Annotated[
+    list[int] | None, typer.Option(min=0, help="Seeds instead of the profile's; may be repeated.")
+]
 
 
 Jobs = Annotated[int | None, typer.Option(min=1, help='Runs at a time; default one a core.')]
@@ -232,13 +234,16 @@ def runs_list() -> None:
 
 @runs_app.command('import')
 def runs_import(
-    files: Annotated[list[Path], typer.Argument(help='Files of runs, as in results/.../runs/.')],
+    files: Annotated[list[Path], typer.Argument(help='Files of runs, or folders of such: results/.../runs.')],
 ) -> None:
     "Put published runs into the store, so that they are not trained again."
     from avsrepro.train.store import RunStore, import_runs
 
     imported = present = 0
-    for f in tqdm(files, unit='file', delay=2, leave=False, disable=None):
+    found = []
+    for f in files:
+        found += sorted(f.rglob('*.jsonl')) if f.is_dir() else [f]
+    for f in tqdm(found, unit='file', delay=2, leave=False, disable=None):
         counts = import_runs(f, RunStore())
         imported, present = imported + counts['imported'], present + counts['present']
     print(f'{imported} imported, {present} already there')

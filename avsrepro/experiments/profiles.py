@@ -40,10 +40,17 @@ def _mapping(loader: ProfileLoader, node: yaml.MappingNode) -> dict:
 ProfileLoader.add_constructor('tag:yaml.org,2002:map', _mapping)
 
 # %% ../../nbs/experiments/30_profiles.ipynb #4b1b47b0
+def _unshared(value: Any) -> Any:
+    "A copy in which no two places are one object, as those of an anchor and its aliases are."
+    if isinstance(value, dict):
+        return {k: _unshared(v) for k, v in value.items()}
+    return [_unshared(v) for v in value] if isinstance(value, list) else value
+
+
 def read_yaml(text: str, name: str) -> Any:
     "Plain data of a YAML text; `InputError` that names `name` and the line."
     try:
-        return yaml.load(text, ProfileLoader)
+        return _unshared(yaml.load(text, ProfileLoader))
     except yaml.MarkedYAMLError as e:
         line = f', line {e.problem_mark.line + 1}' if e.problem_mark else ''
         raise InputError(f'{name}{line}: expected YAML ({e.problem}).') from e
@@ -131,7 +138,12 @@ def _check_sizes(name: str, data: dict[str, Any]) -> None:
     for source, settings in _known(f'{name}: scenes', data['scenes'], SOURCES).items():
         for setting, values in _known(f'{name}: scenes.{source}', settings, GENERATORS).items():
             config = GENERATORS[setting].config
-            known_keys(config, values, f'key in {name}: scenes.{source}.{setting}')
+            where = f'{name}: scenes.{source}.{setting}'
+            known_keys(config, values, f'key in {where}')
+            for key, value in values.items():
+                kind = type(config.__dataclass_fields__[key].default)
+                fits = kind in (str, tuple) or (isinstance(value, (int, float)) and value >= 0)
+                check(fits, f'{where}: {key} is {value!r}; expected a number from 0.')
     for source, given in _known(f'{name}: encoders', data['encoders'], SOURCES).items():
         _check_encoders(f'{name}: encoders.{source}', given)
     for variant, given in data.get('variants', {}).items():
@@ -144,21 +156,32 @@ def _check_sizes(name: str, data: dict[str, Any]) -> None:
         known_keys(PretrainConfig, given, f'key in {name}: pretrain.{what}')
 
 # %% ../../nbs/experiments/30_profiles.ipynb #34fc7758
+def _trained(where: str, values: dict[str, Any]) -> None:
+    "Check training values, naming the place where they stand."
+    from avsrepro.train.store import TrainConfig
+
+    try:
+        TrainConfig.of(values)
+    except InputError as e:
+        raise InputError(f'{where}: {e}') from e
+
+
 def _check_training(name: str, data: dict[str, Any]) -> None:
     "Options of models, training values, and those over them."
     from avsrepro.experiments.registry import experiments
-    from avsrepro.models import list_models
-    from avsrepro.train.store import TRAINED_SETTINGS, TrainConfig
+    from avsrepro.models.registry import list_models, model_class
+    from avsrepro.train.store import TRAINED_SETTINGS
 
     models = list_models()
     tunings = {r.tuning for e in experiments().values() for r in e.rows if r.tuning}
-    _known(f'{name}: model', data.get('model', {}), models)
-    for values in _known(f'{name}: train', data['train'], TRAINED_SETTINGS).values():
-        TrainConfig.of(values)
+    for model, options in _known(f'{name}: model', data.get('model', {}), models).items():
+        known_keys(model_class(model).Options, options, f'option in {name}: model.{model}')
+    for setting, values in _known(f'{name}: train', data['train'], TRAINED_SETTINGS).items():
+        _trained(f'{name}: train.{setting}', values)
     known = (*models, *sorted(tunings))
     for who, settings in _known(f'{name}: tuning', data.get('tuning', {}), known).items():
         for setting, values in _known(f'{name}: tuning.{who}', settings, TRAINED_SETTINGS).items():
-            TrainConfig.of({**data['train'].get(setting, {}), **values})
+            _trained(f'{name}: tuning.{who}.{setting}', {**data['train'].get(setting, {}), **values})
 
 # %% ../../nbs/experiments/30_profiles.ipynb #565d4e19
 def merged(below: Any, above: Any) -> Any:
@@ -212,6 +235,8 @@ CHANGE = re.compile(r'\+(?=[a-z_0-9]+(?:\.[\w-]+)*=)')  # between the parts of q
 
 def with_changes(profile: str, changes: list[str] | None) -> str:
     "The name of a profile with some values changed: `quick+train.ms3.epochs=10`; a file by its full path."
+    for change in changes or []:
+        check('=' in change, f"'{change}': expected KEY=VALUE, such as train.ms3.epochs=10.")
     if Path(profile).suffix in ('.yaml', '.yml'):
         profile = str(Path(profile).expanduser().resolve())
     return '+'.join([profile, *(changes or [])])

@@ -115,6 +115,9 @@ def plan_all(
 def say_outlook(specs: Iterable[RunSpec], jobs: int | None = None) -> None:
     "Print every run with its state and the sum of it."
     found = outlook(specs)
+    if not len(found):
+        print('There are no runs of its own to train.')
+        return
     minutes = [f'{s / 60:.1f}' if pd.notna(s) else '?' for s in found.seconds]
     print(found.drop(columns='seconds').assign(minutes=minutes).to_string(index=False))
     print(outlook_line(found, jobs))

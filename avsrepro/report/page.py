@@ -246,6 +246,10 @@ class Page(Built):
     def verdict(self) -> Markdown:
         "Differences with their words, what silence costs, and how the runs went."
         parts = [intervals(self.differences).to_markdown(index=False)]
+        if self.profile.name.startswith('smoke'):
+            parts.insert(
+                0, 'Profile `smoke` shows that every line runs: these numbers and words mean nothing.'
+            )
         if self.control in {r.name for r in self.experiment.rows}:
             parts.append('\n'.join(f'- {line}' for line in self.hearing()))
         parts.append('Validation by epoch:\n\n' + self.curves().reset_index().to_markdown(index=False))

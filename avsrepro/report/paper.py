@@ -70,11 +70,12 @@ def number(v: float) -> str:
     return '-' if pd.isna(v) else f'{v:.3g}' if abs(v) < 10 else f'{v:.1f}'
 
 # %% ../../nbs/report/40_paper.ipynb #efef4dfa
-def _when(meta: dict | None) -> str:
-    "When a page was written, and from which seeds."
+def _when(meta: dict | None, page: Path) -> str:
+    "When a page was written, with a link to it, and from which seeds."
     if meta is None:
         return 'not run yet'
-    return f'{meta["written"][:10]}, seeds {", ".join(map(str, meta["seeds"])) or "none"}'
+    seeds = ', '.join(map(str, meta['seeds'])) or 'none'
+    return f'[{meta["written"][:10]}]({page.as_posix()}), seeds {seeds}'
 
 
 def pages_table(files: PaperFiles) -> str:
@@ -82,7 +83,10 @@ def pages_table(files: PaperFiles) -> str:
     lines, here = [], repo_root() / 'nbs' / 'papers' / files.paper
     for e in files.experiments:
         link = Path(os.path.relpath(notebook_of(e), here)).as_posix()
-        states = {name: _when(files.metas.get((name, e.id))) for name in files.where}
+        states = {}
+        for name, folder in files.where.items():
+            page = Path(os.path.relpath(folder / e.id / 'table.md', here))
+            states[name] = _when(files.metas.get((name, e.id)), page)
         lines.append(dict(page=e.id, experiment=f'[{e.title}]({link})', **states))
     return as_table(lines)
 

@@ -306,7 +306,6 @@ class RunFiles:
 
     def __init__(self, root: str | Path | None = None):
         self.root = Path(root) if root else cache_dir('runs')
-        self.root.mkdir(parents=True, exist_ok=True)
 
     def path(self, run_id: str) -> Path:
         return self.root / f'{run_id}.json'
