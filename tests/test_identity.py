@@ -119,7 +119,7 @@ def test_words_and_layout_rename_nothing(package, before):
 
 
 def test_a_docstring_renames_nothing(package, before):
-    losses = package / 'train' / 'losses.py'
+    losses = package / 'nn' / 'losses.py'
     whole = losses.read_text()
     try:
         statement(losses)

@@ -53,11 +53,10 @@ def without_all(path: Path) -> str:
 
 
 def test_lines_of_the_package_fit():
-    "At most 110 columns, but for addresses, nbdev's list of names, and the sentence under a page's title."
+    "At most 110 columns, but for addresses and nbdev's list of names."
     long = []
     for path in PACKAGE:
-        title, *lines = without_all(path).split('\n')
-        for line in lines if title.startswith('"""') else [title, *lines]:
+        for line in without_all(path).split('\n'):
             if len(line) > WIDTH and 'http' not in line:
                 long.append(f'{name_of(path)}: {line[:60]}')
     assert not long, '\n'.join(long)
