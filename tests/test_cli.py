@@ -44,26 +44,16 @@ def environment(cache: Path) -> dict:
     }
 
 
+def reproduce_tab03(cache: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-m', 'avsrepro.cli', 'reproduce', '--paper', 'sdavs', '--only', 'tab03']
+    command += ['--profile', 'smoke']
+    return subprocess.run(command, env=environment(cache), capture_output=True, text=True)
+
+
 @pytest.fixture(scope='module')
 def smoke(cache) -> Path:
     "Results of `avsrepro reproduce --profile smoke`."
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'avsrepro.cli',
-            'reproduce',
-            '--paper',
-            'sdavs',
-            '--only',
-            'tab03',
-            '--profile',
-            'smoke',
-        ],
-        env=environment(cache),
-        capture_output=True,
-        text=True,
-    )
+    done = reproduce_tab03(cache)
     assert done.returncode == 0, done.stderr[-3000:]
     return cache / 'results' / 'smoke' / 'procedural' / 'sdavs' / 'tab03'
 
@@ -153,28 +143,11 @@ def test_smoke_writes_every_file(smoke):
 def test_second_call_trains_nothing(smoke, cache):
     runs = {p.name: p.stat().st_mtime_ns for p in (cache / 'runs').glob('*.json')}
     table, start = (smoke / 'table.csv').read_text(), time.time()
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'avsrepro.cli',
-            'reproduce',
-            '--paper',
-            'sdavs',
-            '--only',
-            'tab03',
-            '--profile',
-            'smoke',
-        ],
-        env=environment(cache),
-        capture_output=True,
-        text=True,
-    )
+    done = reproduce_tab03(cache)
     print(f'{time.time() - start:.0f} s')
     assert done.returncode == 0 and len(runs) == 8
-    assert {p.name: p.stat().st_mtime_ns for p in (cache / 'runs').glob('*.json')} == runs and (
-        smoke / 'table.csv'
-    ).read_text() == table
+    assert {p.name: p.stat().st_mtime_ns for p in (cache / 'runs').glob('*.json')} == runs
+    assert (smoke / 'table.csv').read_text() == table
 
 
 def test_runs_can_be_exported_and_imported(smoke, tmp_path, capsys, monkeypatch):
