@@ -49,7 +49,7 @@ def _encoded(model: AVSModel, inputs: Features | tuple[Tensor, Tensor]) -> Featu
     def fresh(x):
         return x.detach().clone().to(device).float().requires_grad_()
 
-    return Features([fresh(v) for v in inputs.visual], fresh(inputs.audio_vector), fresh(inputs.audio_map))
+    return inputs.each(fresh)
 
 
 def normalise(maps: Tensor) -> Tensor:

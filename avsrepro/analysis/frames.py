@@ -43,7 +43,7 @@ def frames_of(batch: Batch, clips: Sequence[int], frames: Sequence[Sequence[int]
 
     x = batch.inputs
     if isinstance(x, Features):
-        inputs = Features([part(v) for v in x.visual], part(x.audio_vector), part(x.audio_map))
+        inputs = x.each(part)
     else:
         inputs = tuple(part(v) for v in x)
     return Batch([batch.ids[b] for b in clips], inputs, part(batch.target), part(batch.supervised))

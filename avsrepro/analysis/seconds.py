@@ -80,7 +80,7 @@ def seconds_of(batch: Batch, order: Tensor) -> Batch:
     "A batch whose sound and picture are the seconds `order [L]` of it; the target stays."
     x = batch.inputs
     if isinstance(x, Features):
-        cut = Features([v[:, order] for v in x.visual], x.audio_vector[:, order], x.audio_map[:, order])
+        cut = x.each(lambda v: v[:, order])
     else:
         cut = tuple(v[:, order] for v in x)
     return replace(batch, inputs=cut)

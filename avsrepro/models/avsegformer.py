@@ -28,10 +28,11 @@ from avsrepro.nn.queries import (
     level_codes,
     pixel_mlp,
     sine_position,
+    xavier,
 )
 
 # %% auto #0
-__all__ = ['EncoderLayer', 'PyramidEncoder', 'DeadModules', 'AVSegFormerOptions', 'AVSegFormer']
+__all__ = ['EncoderLayer', 'PyramidEncoder', 'DeadModules', 'AVSegFormerOptions', 'fine_map', 'AVSegFormer']
 
 # %% ../../nbs/models/40_avsegformer.ipynb #3a7d5675
 class EncoderLayer(nn.Module):
@@ -58,22 +59,22 @@ class PyramidEncoder(nn.Module):
         self.level = nn.Parameter(torch.randn(len(channels), dim))
         self.layers = nn.ModuleList(EncoderLayer(dim, heads, points, hidden, dropout) for _ in range(layers))
 
-    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-        "Maps [N,C_i,h_i,w_i] to memory [N,S,C], its positions [S,C] and sizes."
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+        "Maps [N,C_i,h_i,w_i] to memory [N,S,C] and its sizes."
         x, sizes = flatten_levels([f(m) for f, m in zip(self.inputs, maps)])
         position = sine_position(sizes, x.shape[-1], self.level) + level_codes(self.level, sizes)
         centres = pixel_centres(sizes, self.level)
         for layer in self.layers:
             x = layer(x, position, centres, sizes)
-        return x, position, sizes
+        return x, sizes
 
 # %% ../../nbs/models/40_avsegformer.ipynb #75f5917d
 class DeadModules(nn.Module):
-    "What the release builds and never calls (detail 12): a pyramid's convolutions, a second head."
+    "What the release builds and never calls (detail 12): three 3x3 convolutions, a second head."
 
     def __init__(self, dim: int, num_classes: int):
         super().__init__()
-        self.fpn = nn.ModuleList(conv_norm(dim, dim, 3, bias=False) for _ in range(3))
+        self.fpn = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(3))
         self.second_head = MaskHead(dim, num_classes)
 
 # %% ../../nbs/models/40_avsegformer.ipynb #6cbb4ca3
@@ -93,6 +94,11 @@ class AVSegFormerOptions:
     dropout: float = 0.1
     mixer: str | None = None  # 'gate', 'channels' or 'pixels'; None: as `spec` says
     upsample: str = 'inside'  # the head as published, or 'after' it
+
+# %% ../../nbs/models/40_avsegformer.ipynb #7a1c05d3
+def fine_map(channels: int, dim: int) -> nn.Sequential:
+    "The 1/4 map on its way to the mask feature, [N,C1,h,w] to [N,dim,h,w]: two projections (detail 7)."
+    return nn.Sequential(conv_norm(channels, dim), conv_norm(dim, dim))
 
 # %% ../../nbs/models/40_avsegformer.ipynb #2ce3adb1
 class _MixerLoss:
@@ -132,18 +138,24 @@ class AVSegFormer(_MixerLoss, QueryMasks, AVSModel):
         if K > 1:
             self.loss = MappingProxyType(dict(ce=1.0, mix=0.1))
         self.audio_proj = nn.Linear(audio.dim, dim)
-        self.generator = QueryGenerator(
-            dim, heads, o.queries, o.layers, o.generator_ffn or 4 * dim, o.dropout
-        )
+        self.generator = QueryGenerator(dim, heads, o.queries, o.layers, o.generator_ffn or 4 * dim)
         self.learned = nn.Parameter(torch.randn(o.queries, dim))
         self.encoder = PyramidEncoder(channels[-3:], dim, heads, o.points, o.layers, hidden, o.dropout)
         layers = [QueryLayer(dim, heads, hidden, o.dropout, bias=True) for _ in range(o.layers)]
         self.decoder = nn.ModuleList(layers)
-        self.lateral = conv_norm(channels[-4], dim) if o.levels == 4 else None
+        self.lateral = fine_map(channels[-4], dim) if o.levels == 4 else None
         self.smooth = nn.Sequential(conv_norm(dim, dim, 3), nn.ReLU())
         self.mixer = AudioMixer(dim, heads, o.mixer)
         self.mlp, self.head = pixel_mlp(o.queries, o.pixel_mlp or 8 * dim, dim), MaskHead(dim, K)
         self.dead = DeadModules(dim, K) if self.spec == 'code' else None
+        self.reset_head()
+
+    def reset_head(self) -> None:
+        "Initial values of all that is not an encoder or the sound's projection (detail 14)."
+        nn.init.xavier_uniform_(self.learned)
+        parts = 'generator', 'encoder', 'decoder', 'lateral', 'smooth', 'mixer', 'mlp', 'head', 'dead'
+        xavier(*filter(None, (getattr(self, name) for name in parts)))
+        nn.init.normal_(self.encoder.level)
 
     def tap_names(self) -> list[str]:
         "queries, decoded [B,T,Q,C]; memory8, ..., mask_feature, mixed, query_maps, fus_out [B,T,C,h,w]."
@@ -162,10 +174,10 @@ class AVSegFormer(_MixerLoss, QueryMasks, AVSModel):
         maps = [m.flatten(0, 1) for m in features.visual[-self.levels :]]
         audio = self.audio_proj(features.audio_vector.flatten(0, 1))
         q = tap('queries', self.generator(audio) + self.learned)
-        memory, position, sizes = self.encoder(maps[-3:])
+        memory, sizes = self.encoder(maps[-3:])
         pyramid = [tap(f'memory{s}', m) for s, m in zip((8, 16, 32), split_levels(memory, sizes))]
         for layer in self.decoder:
-            q = layer(q, memory + position, memory)
+            q = layer(q, memory, memory)
         inner = size if self.options.upsample == 'inside' else None
         z, mixed = self.masks(q, self.mask_feature(maps[0], pyramid[0]), audio, inner, tap)
         return Output(by_clip(resize(z, size), B), dict(mix=by_clip(mixed.mean(1, keepdim=True), B)))

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from ..core.errors import check
 from .base import AVSModel, Output, by_clip, check_inputs, register_model
 from .ddeseg_sound import Derivation, Discrimination, Recall, fitting_memory
-from .ddeseg_stages import DDEStage, Elimination, Heard, Level, SegFormerHead, trunk_stages
+from avsrepro.models.ddeseg_stages import (
+    DDEStage,
+    Elimination,
+    Heard,
+    Level,
+    SegFormerHead,
+    SoundFusion,
+    trunk_stages,
+)
 from ..nn.features import Features
 from ..nn.layers import resize
 from ..nn.losses import dice_loss, iou_loss, overlap_sums
@@ -52,7 +60,8 @@ class DDESegOptions(SoundOptions):
     centres: str | None = None  # 'refined' or 'mixture'
     scoring: str | None = None  # 'gate' or 'sum'
     first: bool | None = None  # elimination in the first stage too
-    gumbel: str = 'train'  # when noise is drawn: 'train', 'always' or 'never'
+    gumbel: str | None = None  # when noise is drawn: 'train', 'always' or 'never'
+    project: bool | None = None  # the output maps of both attentions are used
     temperature: float = 1.0
     query: str | None = None  # who asks in the fusion: 'audio' or 'image'
     fusions: str | None = None  # before each 'block' or once a 'stage'
@@ -78,6 +87,8 @@ DDESEG_SPECS: Mapping[str, Mapping[str, Any]] = dict(
         centres='refined',
         scoring='gate',
         first=False,
+        gumbel='train',
+        project=True,
         query='audio',
         fusions='block',
         stem_stride=4,
@@ -91,6 +102,8 @@ DDESEG_SPECS: Mapping[str, Mapping[str, Any]] = dict(
         centres='mixture',
         scoring='sum',
         first=True,
+        gumbel='always',
+        project=False,
         query='image',
         fusions='stage',
         stem_stride=2,
@@ -111,6 +124,7 @@ DDESEG_CHOICES: Mapping[str, tuple] = dict(
     scoring=('gate', 'sum'),
     first=(True, False),
     gumbel=('train', 'always', 'never'),
+    project=(True, False),
     query=('audio', 'image'),
     fusions=('block', 'stage'),
     stem_stride=(4, 2),
@@ -149,9 +163,11 @@ def _dde_stage(o: DDESegOptions, i: int, d: int, width: int, depth: int) -> DDES
     eliminate = None
     if o.elimination != 'none' and (i > 0 or o.first):
         centres = dict(K=o.centres_seen, form=o.centres, noise=o.gumbel, temperature=o.temperature)
-        eliminate = Elimination(width, o.heads, o.elimination, o.scoring, **centres)
-    fusions = depth if o.fusions == 'block' else 1
-    return DDEStage(d, width, o.heads, o.hidden or 4 * d, fusions, o.query, eliminate)
+        eliminate = Elimination(width, o.heads, o.elimination, o.scoring, o.project, **centres)
+    each = o.fusions == 'block'
+    form = dict(query=o.query, project=o.project, normalised=each)
+    fusions = (SoundFusion(width, o.heads, **form) for _ in range(depth if each else 1))
+    return DDEStage(d, width, o.hidden or 4 * d, eliminate, fusions)
 
 # %% ../../nbs/models/55_ddeseg.ipynb #ace35d0e
 class _Listening:
@@ -244,8 +260,11 @@ class _Placed:
         changes = 'stem_stride changes the trunk, which is possible with inside=True only.'
         check(self.inside or asked_stride in (None, 4), changes)
         self._blocks = blocks if self.inside else None
-        if self.inside and o.stem_stride != 4:
+        if self.inside:
             _first_convolution(self.visual).stride = (o.stem_stride, o.stem_stride)
+            for norm in self.visual.modules():
+                if isinstance(norm, nn.LayerNorm):
+                    norm.eps = 1e-5
 
 # %% ../../nbs/models/55_ddeseg.ipynb #cc1a4864
 def _entrance(model: _Listening, i: int, j: int, now: dict[str, Any], clips: int) -> Callable:
@@ -332,9 +351,17 @@ class DDESeg(_DerivedTokens, _Listening, _OnLevels, _Placed, _InTrunk, _AbsentCl
             self.loss = MappingProxyType(dict(ce=5.0, dice_all=5.0, iou_all=2.0))
 
     def dead_parameters(self) -> list[str]:
-        "A bias that all tokens share, where the scores are a softmax over them."
-        names = [n for n, _ in self.named_parameters() if n.endswith('eliminate.attend.o.bias')]
-        return names if self.options.scoring == 'sum' else []
+        """What the code builds and never calls: the output maps of its attentions, a norm (detail 14).
+
+        And the biases that all tokens share, where the scores are a softmax over them."""
+        o, dead = self.options, ()
+        if not o.project:
+            dead += ('eliminate.attend.o.weight', 'eliminate.attend.o.bias', '.maps.o.weight', '.maps.o.bias')
+        if o.fusions == 'stage':
+            dead += ('.norm.weight', '.norm.bias')
+        if o.scoring == 'sum':
+            dead += ('eliminate.attend.o.bias', 'eliminate.score.bias')
+        return [n for n, _ in self.named_parameters() if n.startswith('stages.') and n.endswith(dead)]
 
     def mixes_clips(self) -> str | None:
         return 'noise is drawn in testing too' if self.options.gumbel == 'always' else None
@@ -348,4 +375,4 @@ class DDESeg(_DerivedTokens, _Listening, _OnLevels, _Placed, _InTrunk, _AbsentCl
             self.tap(f'fused_{i}', m, B)
         y, z = self.head(maps)
         self.tap('fus_out', y, B)
-        return Output(by_clip(resize(z, size), B))
+        return Output(by_clip(resize(z, size, aligned=True), B))

@@ -126,7 +126,9 @@ class Discrimination(nn.Module):
         self.edge, self.weigh, self.out = edge_maps(dim, edge_weights)
 
     def forward(self, a: Tensor, which: Tensor, recall: Recall) -> Tensor:
-        "An offset of each cluster, their mean taken ('cluster'), or of each vector, their sum ('item')."
+        """Tokens scaled by one offset of each cluster, the mean of these ('cluster'),
+
+        or by 1 + the offset of each vector, the sum of all that are there ('item')."""
         W_d = self.edge.weight
         there, own = recall.mask[which], F.linear(a, W_d) - self.edge.bias
         e = F.gelu(F.linear(recall.items, W_d)[which] - own[:, :, None, None])  # [N,K,k,m,d], Eq. 9
@@ -135,6 +137,6 @@ class Discrimination(nn.Module):
         w = (self.weigh(e) - 1e4 * ~there[..., None]).softmax(-2)  # Eq. 10; filling is slow
         if self.offset == 'item':
             delta = torch.tanh(self.out(a[:, :, None] + w * e))
-            return a * (1 + (delta * there[..., None]).sum(-2))
+            return a * ((1 + delta) * there[..., None]).sum(-2)
         delta, there = torch.tanh(self.out((w * e).sum(-2))), there.any(-1)[..., None]  # [N,K,k,d], Eq. 11
         return a * (1 + (delta * there).sum(-2) / there.sum(-2))  # Eq. 12

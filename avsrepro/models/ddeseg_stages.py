@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..nn.layers import Attention, join_heads, resize, split_heads
+from ..nn.layers import Attention, resize, split_heads
 
 # %% auto #0
 __all__ = ['Clusters', 'Elimination', 'SoundFusion', 'Heard', 'DDEStage', 'Level', 'trunk_stages', 'SegFormerHead']
@@ -55,12 +55,19 @@ class Clusters(nn.Module):
 class Elimination(nn.Module):
     "How well each token is answered by what is seen (Eqs. 15, 16)."
 
-    def __init__(self, dim: int, heads: int, scheme: str = 'gs', scoring: str = 'gate', **clusters: Any):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        scheme: str = 'gs',
+        scoring: str = 'gate',
+        project: bool = True,  # the attention's output map is used
+        **clusters: Any,
+    ):
         super().__init__()
         self.clusters = Clusters(dim, scheme, **clusters) if scheme in ('sk', 'gs') else None
-        self.attend = Attention(dim, heads, bias='o') if scheme != 'fc' else None
-        self.gate = scoring == 'gate'
-        self.score = nn.Linear(dim, 1, bias=self.gate)  # a softmax over the tokens knows no bias
+        self.attend = Attention(dim, heads, bias='o', project=project) if scheme != 'fc' else None
+        self.gate, self.score = scoring == 'gate', nn.Linear(dim, 1)
 
     def forward(self, Z: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens Z [N,K,C] and visual features V [N,P,C] to scores [N,K,1] and tokens that have seen V.
@@ -77,13 +84,15 @@ class Elimination(nn.Module):
 class SoundFusion(nn.Module):
     "What a map x [N,P,C] hears of tokens Z [N,K,C], added to it."
 
-    def __init__(self, dim: int, heads: int, query: str = 'audio'):
+    def __init__(
+        self, dim: int, heads: int, query: str = 'audio', project: bool = True, normalised: bool = True
+    ):
         super().__init__()
-        self.by_audio, self.norm = query == 'audio', nn.LayerNorm(dim)
-        self.maps = Attention(dim, heads, bias='o')
+        self.by_audio, self.normalised, self.norm = query == 'audio', normalised, nn.LayerNorm(dim)
+        self.maps = Attention(dim, heads, bias='o', project=project)
 
     def forward(self, x: Tensor, Z: Tensor) -> Tensor:
-        y, a = self.norm(x), self.maps
+        y, a = self.norm(x) if self.normalised else x, self.maps
         asks, answers = (Z, y) if self.by_audio else (y, Z)
         q, k, v = (split_heads(z, a.heads) for z in (a.q(asks), a.k(answers), a.v(answers)))
         S = q @ k.mT / q.shape[-1] ** 0.5  # [N,heads,K,P] or [N,heads,P,K]
@@ -91,7 +100,7 @@ class SoundFusion(nn.Module):
             heard = torch.tanh(S / 2).mT @ (q + S.softmax(-1) @ v)
         else:
             heard = S.sigmoid() @ v
-        return x + a.o(join_heads(heard))
+        return x + a.out(heard)
 
 # %% ../../nbs/models/54_ddeseg_stages.ipynb #b47abb12
 @dataclass
@@ -109,19 +118,19 @@ class DDEStage(nn.Module):
     "Elimination and fusions of one stage of width `dim` C, for a sound of d numbers."
 
     def __init__(
-        self, d: int, dim: int, heads: int, hidden: int, fusions: int, query: str, scheme: Elimination | None
+        self, d: int, dim: int, hidden: int, scheme: Elimination | None, fusions: Iterable[SoundFusion]
     ):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.eliminate = scheme
-        self.fuse = nn.ModuleList(SoundFusion(dim, heads, query) for _ in range(fusions))
+        self.fuse = nn.ModuleList(fusions)
 
     def listen(self, x: Tensor, A: Tensor) -> Heard:
         "Map x [N,P,C] and tokens A [N,K,d] to what is heard. A weighted sum leaves one Z, and A as it is."
         Z, scheme = self.mlp(A), self.eliminate
         if scheme is None:
             return Heard(Z, A, A)
-        s, seen = scheme(Z, F.layer_norm(x, x.shape[-1:]))
+        s, seen = scheme(Z, x)
         if scheme.gate:
             return Heard(s * Z, s * A, s * A, s, seen)
         return Heard((s * Z).sum(1, keepdim=True), A, (s * A).sum(1, keepdim=True), s, seen)
@@ -166,7 +175,7 @@ class SegFormerHead(nn.Module):
     def __init__(self, channels: Sequence[int], dim: int, num_classes: int, dropout: float):
         super().__init__()
         self.inputs = nn.ModuleList(nn.Linear(c, dim) for c in channels)
-        self.fuse, self.norm = nn.Conv2d(dim * len(channels), dim, 1, bias=False), nn.BatchNorm2d(dim)
+        self.fuse, self.norm = nn.Conv2d(dim * len(channels), dim, 1, bias=False), nn.BatchNorm2d(dim, eps=1e-3)
         self.dropout, self.out = nn.Dropout2d(dropout), nn.Conv2d(dim, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -15,43 +15,48 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import check
-from .base import AVSModel, Output, any_class, by_clip, register_model
+from .base import AVSModel, Output, any_class, by_clip, check_inputs, register_model
 from .selm_clever import CLEVER, SingleLevel
-from .selm_stages import BCSM, DAM, AttentionAlign, SelMStage
+from .selm_stages import BCSM, DAM, GATES, MapAttends, SelMStage, select
 from ..nn.features import Features
 from ..nn.layers import resize
 from ..nn.losses import dice_loss
 
 # %% auto #0
-__all__ = ['SELM_SPECS', 'SELM_CHOICES', 'SelMOptions', 'own_weights', 'SelM']
+__all__ = ['SELM_SPECS', 'SELM_CHOICES', 'SelMOptions', 'own_weights', 'dead_of_selm', 'SelM']
 
 # %% ../../nbs/models/50_selm.ipynb #37c3cf8f
 @dataclass(frozen=True)
 class SelMOptions:
     "What SelM can be asked for. What is None and has no comment of its own is as `spec` says."
 
-    dim: int = 256  # channels of every stage and token
+    dim: int = 256  # channels of every token and of what the decoder reads
     levels: int = 4  # coarsest visual levels used; 3 leaves out the finest
+    inside: bool | None = None  # DAM between the trunk's stages; None: where possible and the trunk is trained
     dam: str = 'dam'  # Tables 3, 4: or 'add', 'concat', 'none'
     dam_direction: str = 'both'  # Table 6: or 'a2v', 'v2a'
     bcsm: str = 'both'  # Tables 3, 7: or 'a2v', 'v2a', 'none'
     sequence: str = 'mamba'  # in BCSM: or 'mlp', 'gru', 'attention' with as many parameters
     blocks: int = 3  # of BCSM, per stage and modality
+    residual: str = 'normalised'  # in BCSM's blocks: or 'input'
+    gate: str = 'silu'  # of what BCSM makes: or 'sigmoid', 'plain'
     clever: bool | str = True  # Table 5: or 'no_audio', 'no_video'; Table 3: or 'avsegformer'
     layers: int = 3  # of CLEVER
-    heads: int = 8  # of CLEVER's audio attention
+    doublings: int = 1  # of the features, before the tokens make masks of them
     dice: bool = True  # Table 8: the Dice term beside the cross entropy
     auxiliary: bool = True  # Table 8: the terms of the heat maps
-    dropout: float = 0.1  # in DAM
-    queries: int = 300  # this and the next two of AVSegFormer's decoder
+    heads: int = 8  # this and the next three of AVSegFormer's decoder
+    queries: int = 300
     decoder_layers: int = 6
     pixel_mlp: int | None = None  # None: 8 dim
     align: str | None = None
-    residual: str | None = None
-    gate: str | None = None
+    dropout: float | None = None  # in DAM's products
+    sounds: str | None = None
     slip: bool | None = None
+    joined: bool | None = None
     hearing: str | None = None
     assignment: str | None = None
+    noise: str | None = None
     head: str | None = None
     position: str | None = None
     image_size: int | tuple[int, int] = 224  # of the frames (H, W), for learned positions
@@ -60,21 +65,25 @@ class SelMOptions:
 SELM_SPECS: Mapping[str, Mapping[str, Any]] = dict(
     paper=dict(
         align='product',
-        residual='input',
-        gate='sigmoid',
+        dropout=0.1,
+        sounds='stages',
         slip=False,
+        joined=False,
         hearing='all',
         assignment='soft',
+        noise='never',
         head='dot',
         position='sine',
     ),
     code=dict(
         align='attention',
-        residual='normalised',
-        gate='silu',
+        dropout=0.0,
+        sounds='last',
         slip=True,
+        joined=True,
         hearing='last',
         assignment='hard',
+        noise='always',
         head='dynamic',
         position='learned',
     ),
@@ -86,15 +95,19 @@ SELM_CHOICES: Mapping[str, tuple] = dict(
     dam_direction=('both', 'a2v', 'v2a'),
     bcsm=('both', 'a2v', 'v2a', 'none'),
     sequence=('mamba', 'mlp', 'gru', 'attention'),
+    residual=('normalised', 'input'),
+    gate=GATES,
     clever=(True, 'no_audio', 'no_video', 'avsegformer'),
+    doublings=(1, 0, 2),
     dice=(True, False),
     auxiliary=(True, False),
     align=('product', 'attention'),
-    residual=('input', 'normalised'),
-    gate=('sigmoid', 'silu', 'plain'),
+    sounds=('stages', 'last'),
     slip=(False, True),
+    joined=(False, True),
     hearing=('all', 'last'),
     assignment=('soft', 'hard'),
+    noise=('never', 'train', 'always'),
     head=('dot', 'dynamic'),
     position=('sine', 'learned'),
 )
@@ -131,25 +144,24 @@ def _selm_stage(o: SelMOptions, i: int, channels: int) -> SelMStage:
     bcsm = o.bcsm
     if o.clever == 'no_audio':  # nothing would hear what V2A selects
         bcsm = dict(both='a2v', v2a='none').get(bcsm, bcsm)
-    slip = o.slip, o.slip and i > 1  # of video and of audio (detail 6)
-    dam = DAM(o.dim, o.dam, o.dam_direction, o.align, o.dropout)
+    slip = o.slip and i > 1, o.slip  # of what the sound makes and of what the picture makes (detail 6)
+    dam = DAM(channels, o.dim, o.dam, o.dam_direction, o.align, o.dropout)
     block = dict(kind=o.sequence, residual=o.residual)
-    return SelMStage(channels, dam, BCSM(o.dim, bcsm, o.blocks, o.gate, slip, **block), o.dim)
+    return SelMStage(channels, dam, BCSM(o.dim, bcsm, o.blocks, slip, **block), o.dim)
 
 # %% ../../nbs/models/50_selm.ipynb #f48621e3
 def _selm_decoder(o: SelMOptions, num_classes: int, spec: str) -> nn.Module:
     "CLEVER, or AVSegFormer's decoder."
     if o.clever == 'avsegformer':
         mixer, hidden = 'gate' if spec == 'code' else 'channels', o.pixel_mlp or 8 * o.dim
-        sizes = o.heads, o.queries, o.decoder_layers, hidden
-        return SingleLevel(o.dim, num_classes, *sizes, o.dropout, mixer)
+        return SingleLevel(o.dim, num_classes, o.heads, o.queries, o.decoder_layers, hidden, 0.1, mixer)
     kinds = dict(no_audio=('video', 'video'), no_video=('audio', 'audio')).get(o.clever, ('audio', 'video'))
     tokens = max(num_classes, 2) if o.head == 'dot' else 2
     size = (o.image_size, o.image_size) if isinstance(o.image_size, int) else tuple(o.image_size)
     strides = [4, 8, 16, 32][-o.levels :]
-    layer = dict(heads=o.heads, kinds=kinds, hearing=o.hearing, assignment=o.assignment)
-    given = num_classes, strides, o.layers, tokens, o.head, o.position, size
-    return CLEVER(o.dim, *given, **layer)
+    layer = dict(kinds=kinds, hearing=o.hearing, assignment=o.assignment, noise=o.noise)
+    given = num_classes, strides, o.layers, tokens, o.head, o.position, size, o.doublings
+    return CLEVER(o.dim, *given, **layer, unused=spec == 'code')
 
 # %% ../../nbs/models/50_selm.ipynb #d871751e
 class _HeatLoss:
@@ -168,13 +180,103 @@ class _HeatLoss:
             terms[name] = dice_loss(h, any_class(target), supervised, squared=True)
         return terms
 
+# %% ../../nbs/models/50_selm.ipynb #7a1c05f1
+class _EarlyFusion:
+    "DAM between the stages of a trunk, or on its levels; a mixin of `SelM` (detail 2)."
+
+    def find_place(self) -> None:
+        "Whether DAM stands inside the trunk; `InputError` if it is asked to and cannot."
+        able = self.visual.chained() and not self.frozen_visual
+        asked = self.options.inside
+        check(
+            able or not asked,
+            'inside=True puts DAM between the stages of the visual encoder, '
+            'which needs stages that follow each other and not visual in frozen.',
+        )
+        self.inside = able if asked is None else asked
+
+    def aligned(self, i: int, m: Tensor, t: Tensor, clips: int) -> tuple[Tensor, Tensor]:
+        "Stage i (1 finest) of the map [N,C_i,h,w] and tokens [N,C] to the same, aligned."
+        return self.stages[i - self.first].align(m, t, self.tapping(f'stage{i}.', clips))
+
+    def encode(self, frames: Tensor, mel: Tensor) -> Features:
+        "As the base class; inside the trunk the maps are aligned, and the tokens of each stage are kept."
+        if not self.inside:
+            return super().encode(frames, mel)
+        check_inputs(frames, mel, self.audio.input_size)
+        B = frames.shape[0]
+        vector, amap = self.encode_sound(mel)
+        tokens = [self.audio_proj(vector)]
+
+        def change(i: int, m: Tensor) -> Tensor:
+            if i < self.first:
+                return m
+            m, t = self.aligned(i, m, tokens[-1], B)
+            tokens.append(t)
+            return m
+
+        with self.visual.changed(change):
+            maps = self.visual(frames.flatten(0, 1))
+        tokens = [by_clip(t, B) for t in tokens[1:]]
+        return Features([by_clip(m, B) for m in maps], by_clip(vector, B), by_clip(amap, B), tokens)
+
+    def on_levels(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
+        "Aligned maps [B,T,C_i,h,w] and tokens [B,T,C] of each stage, of features that are not aligned yet."
+        B, t, maps, tokens = len(features.audio_vector), self.audio_proj(features.audio_vector), [], []
+        t = t.flatten(0, 1)
+        for i, m in enumerate(features.visual[-self.levels :], self.first):
+            m, t = self.aligned(i, m.flatten(0, 1), t, B)
+            maps.append(by_clip(m, B))
+            tokens.append(by_clip(t, B))
+        return maps, tokens
+
+# %% ../../nbs/models/50_selm.ipynb #7a1c05f2
+class _Selection:
+    "BCSM over all stages; a mixin of `SelM` (details 5, 6)."
+
+    def select(self, maps: list[Tensor], tokens: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Projected maps [B,T,C,h,w] and tokens [B,T,C] of each stage to what is selected.
+
+        Maps of the same shapes, and sounds [B,T,S,C]: one of each stage, or the last alone."""
+        o, last = self.options, self.options.sounds == 'last'
+        joined = o.joined and self.num_classes > 1
+        chosen, heard, weights = [], [], []
+        for stage, x, t in zip(self.stages, maps, tokens):
+            g = stage.bcsm.of_sound(tokens[-1] if last else t, joined)
+            chosen.append(x if g is None else select(x, [g[..., None, None]], o.gate))
+            w = stage.bcsm.of_picture(x)
+            weights += [] if w is None else [w]
+            heard.append(t if w is None else select(t, [w], o.gate))
+        if last:
+            heard = [select(tokens[-1], weights, o.gate) if weights else tokens[-1]]
+        return chosen, torch.stack(heard, 2)
+
+# %% ../../nbs/models/50_selm.ipynb #7a1c05f3
+def _of_stage(name: str, stage: SelMStage) -> list[str]:
+    "What of a stage no output depends on, as the names begin."
+    dead = [f'{name}dam.unused']
+    if isinstance(stage.dam.a2v, MapAttends):
+        dead += [f'{name}dam.a2v.{part}.' for part in ('own', 'q', 'k', 'v', 'o')] + [f'{name}dam.a2v.out.0.weight']
+    return dead
+
+
+def dead_of_selm(model: AVSModel) -> list[str]:
+    "Names of a SelM's parameters that no output depends on (detail 15)."
+    o, dead = model.options, []
+    for i, stage in enumerate(model.stages):
+        dead += _of_stage(f'stages.{i}.', stage)
+    return [n for n, _ in model.named_parameters() if n.startswith(tuple(dead))]
+
 # %% ../../nbs/models/50_selm.ipynb #9e2fee3a
 @register_model('selm')
-class SelM(_HeatLoss, AVSModel):
+class SelM(_EarlyFusion, _Selection, _HeatLoss, AVSModel):
     "SelM (paper, section 4; facts, sections 0.7, 4 and 6). `InputError` for options out of range."
 
     Options, specs, choices = SelMOptions, SELM_SPECS, SELM_CHOICES
-    tiny = dict(tiny=dict(dim=32, heads=4, blocks=1, queries=6, decoder_layers=1, image_size=64))
+    tiny = dict(
+        tiny=dict(dim=32, heads=4, blocks=1, queries=6, decoder_layers=1, image_size=64, inside=False),
+        inside=dict(dim=32, heads=4, blocks=1, queries=6, decoder_layers=1, image_size=64, inside=True),
+    )
     loss = MappingProxyType(dict(dice_squared=1.0, ce=1.0, aux1=0.001, aux2=0.01, aux3=0.1))
 
     def __init__(self, visual: nn.Module, audio: nn.Module, **given: Any):
@@ -182,6 +284,7 @@ class SelM(_HeatLoss, AVSModel):
         o = self.options
         _check_options(o)
         self.levels, self.first = o.levels, 5 - o.levels
+        self.find_place()
         self.audio_proj = nn.Sequential(nn.Linear(audio.dim, o.dim), nn.LayerNorm(o.dim))
         channels = enumerate(visual.channels[-o.levels :], self.first)
         self.stages = nn.ModuleList(_selm_stage(o, i, C) for i, C in channels)
@@ -191,38 +294,42 @@ class SelM(_HeatLoss, AVSModel):
         self.loss = MappingProxyType(dice | dict(ce=1.0) | self.own)
 
     def dead_parameters(self) -> list[str]:
-        "The attention's A2V direction but for a bias (facts, section 0.7); positions that nobody looks at."
-        inert = [j for j, s in enumerate(self.stages) if isinstance(s.dam.a2v, AttentionAlign)]
-        begin = tuple(f'stages.{j}.dam.a2v.' for j in inert)
-        if self.options.clever == 'no_video':
-            begin += ('decoder.position.',)
-        names = [n for n, _ in self.named_parameters() if n.startswith(begin)]
-        return [n for n in names if not n.endswith('project.0.bias')]
+        "What no output depends on (detail 15)."
+        return dead_of_selm(self)
 
     def mixes_clips(self) -> str | None:
-        slips = self.options.slip and self.options.bcsm != 'none'
-        return 'the slip: gates of one clip meet frames of another (detail 6)' if slips else None
+        o = self.options
+        if o.bcsm != 'none' and (o.slip or o.joined and self.num_classes > 1):
+            return 'gates of one clip meet frames of another, or sounds are one sequence (detail 6)'
+        hard = o.assignment == 'hard' and o.clever not in ('no_video', 'avsegformer')
+        return 'noise is drawn in testing too (detail 11)' if hard and o.noise == 'always' else None
 
     def tap_names(self) -> list[str]:
-        """Per stage (1 finest to 4 coarsest) maps and tokens, per layer of CLEVER mixed map and heat map.
+        """Per stage (1 finest to 4 coarsest) maps [B,T,C_i,h,w] and tokens, per layer of CLEVER two maps.
 
-        decoded are the tokens [B,T,Q,C], fus_out [B,T,C,h,w] what the mask is made of.
+        heard are the selected sounds [B,T,S,C], decoded the tokens [B,T,Q,C], fus_out [B,T,C,h,w] what the
+        mask is made of.
         """
-        of_stage, names = ('visual', 'aligned', 'selected', 'tokens', 'heard'), []
+        of_stage, names = ('visual', 'aligned', 'tokens', 'projected', 'selected'), []
         for i in range(self.first, 5):
             names += [f'stage{i}.{n}' for n in of_stage]
         if not isinstance(self.decoder, SingleLevel):
             for j, layer in enumerate(self.decoder.layers, 1):
                 names += [f'layer{j}.mixed'] + [f'layer{j}.heat'] * ('video' in layer.kinds)
-        return names + ['decoded', 'fus_out']
+        return names + ['heard', 'decoded', 'fus_out']
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
-        "`Features` to logits [B,T,K,H,W] at `size`, or at the finest map's resolution if None."
-        t, maps, sounds = self.audio_proj(features.audio_vector), [], []
-        B = t.shape[0]
-        for i, (stage, m) in enumerate(zip(self.stages, features.visual[-self.levels :]), self.first):
-            x, s, t = stage(m, t, self.tapping(f'stage{i}.', B))
-            maps.append(x)
-            sounds.append(s)
-        z, heats = self.decoder(maps, torch.stack(sounds, 1), self.tapping('', B))
-        return Output(by_clip(resize(z, size), B), dict(heat=[by_clip(h, B) for h in heats]))
+        "`Features` to logits [B,T,K,H,W] at `size`, or as the decoder makes them if None."
+        B, tokens = len(features.audio_vector), features.tokens
+        maps = features.visual[-self.levels :]
+        if tokens is None:
+            maps, tokens = self.on_levels(features)
+        projected = []
+        for i, (stage, m) in enumerate(zip(self.stages, maps), self.first):
+            projected.append(by_clip(stage.project(m.flatten(0, 1), self.tapping(f'stage{i}.', B)), B))
+        chosen, sounds = self.select(projected, tokens)
+        for i, x in enumerate(chosen, self.first):
+            self.tap(f'stage{i}.selected', x)
+        sounds = self.tap('heard', sounds.flatten(0, 1), B)
+        z, heats = self.decoder([x.flatten(0, 1) for x in chosen], sounds, self.tapping('', B))
+        return Output(by_clip(resize(z, size, aligned=True), B), dict(heat=[by_clip(h, B) for h in heats]))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..core.errors import check
 from .base import Tap, untapped
 from ..nn.deformable import flatten_levels
-from ..nn.layers import Attention, conv_norm, resize
+from ..nn.layers import conv_norm, group_norm, resize
 from avsrepro.nn.queries import (
     AudioMixer,
     MaskHead,
@@ -24,42 +24,68 @@ from avsrepro.nn.queries import (
     level_codes,
     pixel_mlp,
     sine_position,
+    xavier,
 )
 
 # %% auto #0
-__all__ = ['hard_shares', 'VideoAttention', 'AVLayer', 'learned_places', 'dot_masks', 'dynamic_masks', 'CLEVER', 'SingleLevel']
+__all__ = ['token_mlp', 'SoundAttention', 'hard_shares', 'VideoAttention', 'AVLayer', 'learned_places', 'Projector', 'dot_masks',
+           'dynamic_head', 'dynamic_masks', 'mixer_of', 'CLEVER', 'SingleLevel']
+
+# %% ../../nbs/models/48_selm_clever.ipynb #7a1c05e1
+def token_mlp(dim: int) -> nn.Sequential:
+    "LayerNorm and dim -> 2 dim -> dim with GELU, for tokens [N,Q,C]."
+    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+
+class SoundAttention(nn.Module):
+    "Tokens q [N,Q,C] that hear sounds [N,S,C]: what is added to them (detail 8)."
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm_q, self.norm_s = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.q, self.k, self.v = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.o = nn.Linear(dim, dim)
+
+    def forward(self, q: Tensor, sounds: Tensor) -> Tensor:
+        q, s = self.norm_q(q), self.norm_s(sounds)
+        return self.o(F.scaled_dot_product_attention(self.q(q), self.k(s), self.v(s)))
 
 # %% ../../nbs/models/48_selm_clever.ipynb #805f549c
 def hard_shares(S: Tensor, noise: bool) -> Tensor:
-    "Each pixel's one token of S [N,Q,P], with noise and a gradient, or neither."
+    "Each pixel's one token of S [N,Q,P], drawn with Gumbel noise or the likeliest; the gradient is the softmax's."
     if noise:
         return F.gumbel_softmax(S, hard=True, dim=1)
-    return torch.zeros_like(S).scatter_(1, S.argmax(1, keepdim=True), 1.0)
+    soft = S.softmax(1)
+    hard = torch.zeros_like(S).scatter_(1, S.argmax(1, keepdim=True), 1.0)
+    return hard + soft - soft.detach() if soft.requires_grad else hard
 
 # %% ../../nbs/models/48_selm_clever.ipynb #2a361e1d
 class VideoAttention(nn.Module):
-    "Tokens q [N,Q,C] that look at pixels x [N,C,P] with positions p [C,P] (details 8, 11, 13)."
+    "Tokens q [N,Q,C] that look at pixels x [N,C,P] with positions p [C,P] (details 9, 11, 13)."
 
-    def __init__(self, dim: int, assignment: str = 'soft'):
+    def __init__(self, dim: int, assignment: str = 'soft', noise: str = 'train'):
         super().__init__()
-        self.q, self.k, self.v = (nn.Linear(dim, dim, bias=name != 'k') for name in 'qkv')
-        # minus the log of the temperature
-        self.log_scale = nn.Parameter(torch.zeros(())) if assignment == 'hard' else None
+        self.norm_q, self.norm_x = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.mlp, self.noise = token_mlp(dim), noise
+        self.tau = nn.Parameter(torch.ones(1)) if assignment == 'hard' else None
 
-    def logits(self, q: Tensor, x: Tensor, p: Tensor) -> Tensor:
-        "S [N,Q,P]."
-        q = self.q(q) @ (self.k.weight / q.shape[-1] ** 0.5)
-        return q @ x + q @ p.to(q.dtype)
+    def look(self, q: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        "Weights of the normalised pixels y [N,P,C] for each token [N,Q,P], and the heat map's logits [N,P]."
+        q, k = self.q(self.norm_q(q)), self.k(y)
+        if self.tau is None:
+            S = q @ k.mT / q.shape[-1] ** 0.5
+            return S.softmax(-1), S[:, 1:].logsumexp(1) - S[:, 0]
+        S = F.normalize(q.float(), dim=-1) @ F.normalize(k.float(), dim=-1).mT
+        drawn = self.noise == 'always' or self.noise == 'train' and self.training
+        share = hard_shares(S / self.tau.clamp(max=0).exp(), drawn)
+        return share / (share.sum(-1, keepdim=True) + 1), share[:, -1]
 
-    def forward(self, q: Tensor, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "What the tokens read [N,Q,C], each one's share of each pixel [N,Q,P], the heat map's logits [N,P]."
-        S = self.logits(q, x, p)
-        if self.log_scale is None:
-            A, share, heat = S.softmax(-1), S.softmax(1), S[:, 1:].logsumexp(1) - S[:, 0]
-        else:
-            share = hard_shares(S.float() * self.log_scale.exp(), self.training)
-            A, heat = share / (share.sum(-1, keepdim=True) + 1), share[:, -1]
-        return self.v(A.to(x.dtype) @ x.mT), share, heat
+    def forward(self, q: Tensor, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        "The tokens that have looked [N,Q,C] and the heat map's logits [N,P]."
+        y = self.norm_x((x + p.to(x.dtype)).mT)
+        weights, heat = self.look(q, y)
+        return self.mlp(q + self.o(weights.to(y.dtype) @ self.v(y))), heat
 
 # %% ../../nbs/models/48_selm_clever.ipynb #1719317f
 class AVLayer(nn.Module):
@@ -68,41 +94,38 @@ class AVLayer(nn.Module):
     def __init__(
         self,
         dim: int,
-        heads: int,
         kinds: tuple[str, ...] = ('audio', 'video'),
         hearing: str = 'all',  # or only the 'last' token
         assignment: str = 'soft',
-        last: bool = False,  # nothing comes after it
+        noise: str = 'train',  # of a hard assignment: or 'always', 'never'
+        unused: bool = False,  # has what the release has and never calls
     ):
         super().__init__()
         self.kinds, self.all = kinds, hearing == 'all'
         self.attend = nn.ModuleList(
-            Attention(dim, heads) if k == 'audio' else VideoAttention(dim, assignment) for k in kinds
+            SoundAttention(dim) if k == 'audio' else VideoAttention(dim, assignment, noise) for k in kinds
         )
-        self.norms = nn.ModuleList(
-            nn.LayerNorm(dim, bias=not (last and i == len(kinds))) for i in range(1, len(kinds) + 1)
-        )
-        self.write = nn.Linear(dim, dim) if 'video' in kinds and not last else None
+        self.mlps = nn.ModuleList(token_mlp(dim) if k == 'audio' else nn.Identity() for k in kinds)
+        self.unused = token_mlp(dim) if unused else None
 
-    def forward(
-        self, q: Tensor, sounds: Tensor, x: Tensor, p: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens q [N,Q,C], sounds [N,S,C], map x [N,C,h,w] and positions p [C,(h w)] to three.
+    def hear(self, attend: SoundAttention, q: Tensor, sounds: Tensor) -> Tensor:
+        "Tokens [N,Q,C], all or the last of which have heard the sounds [N,S,C]."
+        if self.all:
+            return q + attend(q, sounds)
+        return torch.cat([q[:, :-1], q[:, -1:] + attend(q[:, -1:], sounds)], 1)
 
-        The tokens, the map for the next layer and the heat map's logits [N,1,h,w] or None.
+    def forward(self, q: Tensor, sounds: Tensor, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens q [N,Q,C], sounds [N,S,C], map x [N,C,h,w] and positions p [C,(h w)] to two.
+
+        The tokens and the heat map's logits [N,1,h,w] or None.
         """
-        share = heat = None
-        for kind, attend, norm in zip(self.kinds, self.attend, self.norms):
+        heat = None
+        for kind, attend, mlp in zip(self.kinds, self.attend, self.mlps):
             if kind == 'video':
-                read, share, heat = attend(q, x.flatten(2), p)
-                q, heat = norm(q + read), heat.unflatten(1, (1, *x.shape[-2:]))
-            elif self.all:
-                q = norm(q + attend(q, sounds, sounds))
+                q, heat = attend(q, x.flatten(2), p)
             else:
-                q = torch.cat([q[:, :-1], norm(q[:, -1:] + attend(q[:, -1:], sounds, sounds))], 1)
-        if self.write is not None:
-            x = x + (self.write(q).mT @ share.to(q.dtype)).view_as(x)
-        return q, x, heat
+                q = mlp(self.hear(attend, q, sounds))
+        return q, None if heat is None else heat.unflatten(1, (1, *x.shape[-2:]))
 
 # %% ../../nbs/models/48_selm_clever.ipynb #f7644ec3
 def learned_places(p: Tensor, size: tuple[int, int]) -> Tensor:
@@ -116,6 +139,20 @@ def learned_places(p: Tensor, size: tuple[int, int]) -> Tensor:
     return p.flatten(1).clone()  # counters of operations cannot follow views of parameters
 
 
+class Projector(nn.Module):
+    "Features [N,C,h,w] doubled several times, each with a 3x3 convolution, then a 1x1 (detail 10)."
+
+    def __init__(self, dim: int, doublings: int):
+        super().__init__()
+        made = (conv_norm(dim, dim, 3, bias=False) for _ in range(doublings))
+        self.steps, self.out = nn.ModuleList(made), nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = F.relu(step(resize(x, tuple(2 * n for n in x.shape[-2:]))))
+        return self.out(x)
+
+
 def dot_masks(q: Tensor, x: Tensor, num_classes: int) -> Tensor:
     "Tokens [N,Q,C] times pixels of x [N,C,h,w]; binary, the difference of the two: [N,K,h,w]."
     w = q / x.shape[1] ** 0.5
@@ -124,12 +161,26 @@ def dot_masks(q: Tensor, x: Tensor, num_classes: int) -> Tensor:
     return (w @ x.flatten(2)).unflatten(2, x.shape[-2:])
 
 
+def dynamic_head(dim: int, num_classes: int) -> nn.Linear:
+    "What makes a 1x1 convolution of a token: dim weights and a bias for one class, weights alone for several."
+    return nn.Linear(dim, dim + 1 if num_classes == 1 else num_classes * dim)
+
+
 def dynamic_masks(q: Tensor, x: Tensor, num_classes: int, head: nn.Linear) -> Tensor:
     "The last token of [N,Q,C] through `head` is a 1x1 convolution of x [N,C,h,w]: [N,K,h,w]."
-    w, b = head(q[:, -1]).unflatten(-1, (num_classes, -1)).split([x.shape[1], 1], -1)
-    return (w @ x.flatten(2) + b).unflatten(2, x.shape[-2:])
+    w, C = head(q[:, -1]), x.shape[1]
+    z = w[:, : num_classes * C].unflatten(-1, (num_classes, C)) @ x.flatten(2)
+    if num_classes == 1:
+        z = z + w[:, C:, None]
+    return z.unflatten(2, x.shape[-2:])
 
 # %% ../../nbs/models/48_selm_clever.ipynb #877be1c7
+def mixer_of(dim: int) -> nn.Sequential:
+    "Two maps together, [N,2C,h,w] to [N,C,h,w]: twice a 3x3 convolution, GroupNorm and ReLU (detail 7)."
+    first, second = (nn.Conv2d(i * dim, dim, 3, padding=1) for i in (2, 1))
+    return nn.Sequential(first, group_norm(dim, 8), nn.ReLU(), second, group_norm(dim, 8), nn.ReLU())
+
+
 class CLEVER(nn.Module):
     "Cross-Level Reasoning decoder (section 4.4; details 7-12)."
 
@@ -143,17 +194,19 @@ class CLEVER(nn.Module):
         head: str = 'dot',  # or 'dynamic'
         position: str = 'sine',  # or 'learned'
         image_size: tuple[int, int] = (224, 224),  # for learned positions
+        doublings: int = 1,  # before the tokens meet the features
         **layer: Any,  # of `AVLayer`
     ):
         super().__init__()
         self.num_classes, self.start, coarse = num_classes, len(strides) - layers, strides[::-1]
         self.tokens = nn.Parameter(torch.randn(tokens, dim))
-        self.mix = nn.ModuleList(nn.Sequential(conv_norm(2 * dim, dim, 3), nn.ReLU()) for _ in coarse[1:])
-        self.layers = nn.ModuleList(AVLayer(dim, last=j == layers, **layer) for j in range(1, layers + 1))
+        self.mix = nn.ModuleList(mixer_of(dim) for _ in coarse[1:])
+        self.layers = nn.ModuleList(AVLayer(dim, **layer) for _ in range(layers))
         sizes = [[-(-n // stride) for n in image_size] for stride in coarse[self.start :]]
-        codes = (torch.randn(dim, *size) * 0.02 for size in sizes)
+        codes = (torch.randn(dim, *size) * dim**-0.5 for size in sizes)
         self.position = nn.ParameterList(codes) if position == 'learned' else None
-        self.head = nn.Linear(dim, num_classes * (dim + 1)) if head == 'dynamic' else None
+        self.project = Projector(dim, doublings)
+        self.head = dynamic_head(dim, num_classes) if head == 'dynamic' else None
 
     def places(self, j: int, x: Tensor) -> Tensor:
         "Position code [C,P] of layer j's map x; `InputError` if a learned one has another size."
@@ -163,7 +216,7 @@ class CLEVER(nn.Module):
         return learned_places(self.position[j], size)
 
     def masks(self, q: Tensor, x: Tensor) -> Tensor:
-        "Tokens [N,Q,C] and the last mixed features [N,C,h,w] to logits [N,K,h,w] (detail 10)."
+        "Tokens [N,Q,C] and the projected features [N,C,h,w] to logits [N,K,h,w] (detail 10)."
         if self.head is None:
             return dot_masks(q, x, self.num_classes)
         return dynamic_masks(q, x, self.num_classes, self.head)
@@ -171,19 +224,20 @@ class CLEVER(nn.Module):
     def forward(self, maps: list[Tensor], sounds: Tensor, tap: Tap = untapped) -> tuple[Tensor, list[Tensor]]:
         """Selected maps [N,C,h_i,w_i], fine to coarse, and sounds [N,S,C] to two.
 
-        Logits [N,K,h_1,w_1], and a heat map's logits [N,1,h,w] per layer.
+        Logits [N,K,h_1,w_1] (twice that for each doubling), and a heat map's logits [N,1,h,w] per layer.
         """
         x, q, heats = maps[-1], self.tokens.repeat(len(sounds), 1, 1), []
         for j, m in enumerate(maps[::-1], -self.start):  # j: the layer that reads the map
             if m is not maps[-1]:
-                x = self.mix[j + self.start - 1](torch.cat([resize(x, m.shape[-2:]), m], 1))
+                before = resize(x, m.shape[-2:], aligned=True)
+                x = self.mix[j + self.start - 1](torch.cat([before, m], 1))
             if j < 0:
                 continue
             mixed = tap(f'layer{j + 1}.mixed', x)
-            q, x, heat = self.layers[j](q, sounds, mixed, self.places(j, mixed))
+            q, heat = self.layers[j](q, sounds, mixed, self.places(j, mixed))
             if heat is not None:
                 heats.append(tap(f'layer{j + 1}.heat', heat))
-        return self.masks(tap('decoded', q), tap('fus_out', x)), heats
+        return self.masks(tap('decoded', q), tap('fus_out', self.project(x))), heats
 
 # %% ../../nbs/models/48_selm_clever.ipynb #70c9027d
 class SingleLevel(QueryMasks, nn.Module):
@@ -201,13 +255,15 @@ class SingleLevel(QueryMasks, nn.Module):
         mixer: str,
     ):
         super().__init__()
-        self.generator = QueryGenerator(dim, heads, queries, layers, 4 * dim, dropout)
+        self.generator = QueryGenerator(dim, heads, queries, layers, 4 * dim)
         self.learned, self.level = nn.Parameter(torch.randn(queries, dim)), nn.Parameter(torch.randn(3, dim))
         made = (QueryLayer(dim, heads, 8 * dim, dropout, bias=True) for _ in range(layers))
         self.decoder = nn.ModuleList(made)
         self.smooth = nn.Sequential(conv_norm(dim, dim, 3), nn.ReLU())
         self.mixer = AudioMixer(dim, heads, mixer)
         self.mlp, self.head = pixel_mlp(queries, hidden, dim), MaskHead(dim, num_classes)
+        xavier(self)
+        nn.init.normal_(self.level)
 
     def forward(self, maps: list[Tensor], sounds: Tensor, tap: Tap = untapped) -> tuple[Tensor, list[Tensor]]:
         """Selected maps [N,C,h_i,w_i], fine to coarse, and sounds [N,S,C] to two.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,14 +14,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Tap, by_clip, untapped
+from .base import Tap, untapped
 from ..nn.layers import group_norm, join_heads
 from ..nn.ssm import Mamba
 
 # %% auto #0
-__all__ = ['Pointwise', 'branch', 'ProductAlign', 'AttentionAlign', 'AddAlign', 'ConcatAlign', 'alignment', 'DAM', 'GatedMLP',
-           'Recurrent', 'CausalAttention', 'mamba_parameters', 'substitute_parameters', 'sequence_net', 'SequenceBlock',
-           'select', 'slipped', 'BCSM', 'SelMStage']
+__all__ = ['GATES', 'Pointwise', 'branch', 'ProductAlign', 'over_places', 'attended', 'MapAttends', 'TokenAttends', 'AddAlign',
+           'ConcatAlign', 'alignment', 'DAM', 'GatedMLP', 'Recurrent', 'CausalAttention', 'mamba_parameters',
+           'substitute_parameters', 'sequence_net', 'SequenceBlock', 'select', 'slipped', 'stack', 'BCSM', 'SelMStage']
 
 # %% ../../nbs/models/46_selm_stages.ipynb #7aab369a
 class Pointwise(nn.Conv1d):
@@ -34,74 +35,107 @@ class Pointwise(nn.Conv1d):
         return W @ x if self.bias is None else torch.baddbmm(self.bias[:, None], W, x)
 
 
-def branch(dim: int, dropout: float) -> nn.Sequential:
-    "Conv1D, GELU and dropout of a sequence [N,C,P] (section 4.2)."
-    return nn.Sequential(Pointwise(dim, dim), nn.GELU(), nn.Dropout(dropout))
+def branch(i: int, o: int, dropout: float = 0.0) -> nn.Sequential:
+    "Conv1D, GELU and dropout of a sequence, [N,i,P] to [N,o,P] (section 4.2)."
+    return nn.Sequential(Pointwise(i, o), nn.GELU(), nn.Dropout(dropout))
 
 # %% ../../nbs/models/46_selm_stages.ipynb #fc3811dc
 class ProductAlign(nn.Module):
-    "x [N,C,P] re-weighted by the mean of its branch's products with y [N,C,R] (section 4.2; detail 3)."
+    "x [N,C,P] re-weighted by the mean of its branch's products with y [N,D,R] (section 4.2; detail 3)."
 
-    def __init__(self, dim: int, dropout: float):
+    def __init__(self, dim: int, other: int, dropout: float):
         super().__init__()
-        self.own, self.other = branch(dim, dropout), branch(dim, dropout)
+        self.own, self.other = branch(dim, dim, dropout), branch(other, dim, dropout)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         W = self.own(x) * self.other(y).mean(-1, keepdim=True)
         return torch.addcmul(x, x, W)
 
 # %% ../../nbs/models/46_selm_stages.ipynb #1fcadeb4
-class AttentionAlign(nn.Module):
-    """x [N,C,P] attends to y [N,C,R] (facts, sections 0.7 and 6; detail 4).
+def over_places(x: Tensor) -> Tensor:
+    "[N,C,P] with mean 0 and deviation 1 of each channel over its places: an InstanceNorm without affine part."
+    return F.layer_norm(x, x.shape[-1:])
 
-    `norm` centres and scales what it hears over x's places.
-    """
 
-    def __init__(self, dim: int, dropout: float, norm: bool):
+def attended(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    "One head: queries [N,C,P], keys [N,C,R] and values [N,D,R] to [N,D,P]."
+    return F.scaled_dot_product_attention(q.mT, k.mT, v.mT, scale=scale).mT
+
+
+class MapAttends(nn.Module):
+    "The release's A2V: a map x [N,C,P] attends to the token y [N,D,1], in vain (detail 4)."
+
+    def __init__(self, dim: int, other: int):
         super().__init__()
-        self.own, self.project, self.norm = branch(dim, dropout), branch(dim, dropout), norm
-        self.q, self.k, self.v, self.o = (Pointwise(dim, dim, bias=name != 'k') for name in 'qkvo')
+        self.own, self.out = branch(dim, dim), branch(dim, dim)
+        self.q = nn.Sequential(Pointwise(dim, dim), Pointwise(dim, dim))
+        self.k, self.v, self.o = Pointwise(other, dim), Pointwise(other, dim), Pointwise(dim, dim)
+        self.gate = nn.Sequential(
+            nn.Linear(dim, dim, bias=False), nn.ReLU(), nn.Linear(dim, dim, bias=False), nn.Tanh()
+        )
 
     def heard(self, x: Tensor, y: Tensor) -> Tensor:
         "What the attention and the normalisation make of y at each of x's places: [N,C,P]."
-        a = self.o(F.scaled_dot_product_attention(self.q(x).mT, self.k(y).mT, self.v(y).mT).mT)
-        return F.layer_norm(a, a.shape[-1:]) if self.norm else a  # InstanceNorm: over places, no affine part
+        return over_places(self.o(attended(self.q(x), self.k(y), self.v(y))))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + self.project(self.own(x) * self.heard(x, y))
+        g = self.out(self.own(x) * self.heard(x, y))
+        return torch.addcmul(x, self.gate(g.mT).mT, g)
+
+
+class TokenAttends(nn.Module):
+    "The release's V2A: a token x [N,D,1] attends to a map y [N,C,R] (detail 4)."
+
+    def __init__(self, dim: int, other: int):
+        super().__init__()
+        self.q = nn.Sequential(Pointwise(dim, other), Pointwise(other, dim))
+        self.k, self.v, self.o = Pointwise(other, dim), Pointwise(other, dim), Pointwise(dim, dim)
+        self.out, self.scale = branch(dim, dim), other**-0.5
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        heard = attended(self.q(x), over_places(self.k(y)), over_places(self.v(y)), self.scale)
+        return x + self.out(self.o(heard))
 
 # %% ../../nbs/models/46_selm_stages.ipynb #bc2c2621
 class AddAlign(nn.Module):
-    "x [N,C,P] plus the mean of y [N,C,R] (Table 4, Add)."
+    "x [N,C,P] plus the mean of y [N,D,R], brought to C channels (Table 4, Add)."
+
+    def __init__(self, dim: int, other: int):
+        super().__init__()
+        self.bring = Pointwise(other, dim)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + y.mean(-1, keepdim=True)
+        return x + self.bring(y.mean(-1, keepdim=True))
 
 
 class ConcatAlign(nn.Module):
-    "x [N,C,P] and the mean of y [N,C,R] concatenated, back to C channels (Table 4, Concat)."
+    "x [N,C,P] and the mean of y [N,D,R] concatenated, back to C channels (Table 4, Concat)."
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, other: int):
         super().__init__()
-        self.join = Pointwise(2 * dim, dim)
+        self.join = Pointwise(dim + other, dim)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.join(torch.cat([x, y.mean(-1, keepdim=True).expand_as(x)], 1))
+        return self.join(torch.cat([x, y.mean(-1, keepdim=True).expand(-1, -1, x.shape[-1])], 1))
 
 # %% ../../nbs/models/46_selm_stages.ipynb #e97eda01
-def alignment(strategy: str, align: str, way: str, dim: int, dropout: float) -> nn.Module:
-    "The block of one direction `way`, 'a2v' or 'v2a' (Table 4; details 3, 4)."
-    if strategy == 'dam':
-        inert = way == 'a2v'  # one token to attend to, and a norm over pixels
-        return ProductAlign(dim, dropout) if align == 'product' else AttentionAlign(dim, dropout, inert)
-    return AddAlign() if strategy == 'add' else ConcatAlign(dim)
+def alignment(strategy: str, align: str, way: str, dim: int, other: int, dropout: float) -> nn.Module:
+    "The block of one direction `way`, 'a2v' or 'v2a', for `dim` channels (Table 4; details 3, 4)."
+    if strategy == 'add':
+        return AddAlign(dim, other)
+    if strategy == 'concat':
+        return ConcatAlign(dim, other)
+    if align == 'product':
+        return ProductAlign(dim, other, dropout)
+    return MapAttends(dim, other) if way == 'a2v' else TokenAttends(dim, other)
 
 # %% ../../nbs/models/46_selm_stages.ipynb #d77d9aa8
 class DAM(nn.Module):
-    "Dual Alignment Module (section 4.2; Tables 4 and 6)."
+    "Dual Alignment Module of a map of `channels` and tokens of `dim` (section 4.2; Tables 4 and 6)."
 
     def __init__(
         self,
+        channels: int,
         dim: int,
         strategy: str = 'dam',  # or 'add', 'concat', 'none'
         direction: str = 'both',  # or 'a2v', 'v2a'
@@ -109,12 +143,15 @@ class DAM(nn.Module):
         dropout: float = 0.1,
     ):
         super().__init__()
-        for way in ('a2v', 'v2a'):
+        for way, sizes in dict(a2v=(channels, dim), v2a=(dim, channels)).items():
             has = strategy != 'none' and direction in ('both', way)
-            setattr(self, way, alignment(strategy, align, way, dim, dropout) if has else None)
+            setattr(self, way, alignment(strategy, align, way, *sizes, dropout) if has else None)
+        attends = strategy == 'dam' and align == 'attention'
+        two = (nn.Parameter(torch.ones(1)) for _ in range(2))
+        self.unused = nn.ParameterList(two) if attends else None  # two numbers of the release
 
     def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        "Maps [N,C,h,w] and audio tokens [N,C] to the same, aligned."
+        "Maps [N,C,h,w] and audio tokens [N,D] to the same, aligned."
         pixels, token = x.flatten(2), rearrange(t, 'n c -> n c 1')
         aligned = x if self.a2v is None else self.a2v(pixels, token).view_as(x)
         return aligned, t if self.v2a is None else self.v2a(token, pixels)[..., 0]
@@ -181,12 +218,12 @@ def sequence_net(kind: str, dim: int) -> nn.Module:
 
 # %% ../../nbs/models/46_selm_stages.ipynb #8b75d79c
 class SequenceBlock(nn.Module):
-    """x + f(n) with n = norm(x), or n + f(n) for `residual='normalised'`: [B,T,C] to [B,T,C].
+    """n + f(n) with n = norm(x), or x + f(n) for `residual='input'`: [B,T,C] to [B,T,C].
 
     Section 4.3; detail 5.
     """
 
-    def __init__(self, dim: int, kind: str = 'mamba', residual: str = 'input'):
+    def __init__(self, dim: int, kind: str = 'mamba', residual: str = 'normalised'):
         super().__init__()
         self.norm, self.net = nn.LayerNorm(dim), sequence_net(kind, dim)
         self.normalised = residual == 'normalised'
@@ -196,11 +233,16 @@ class SequenceBlock(nn.Module):
         return (n if self.normalised else x) + self.net(n)
 
 # %% ../../nbs/models/46_selm_stages.ipynb #69502e44
-def select(x: Tensor, g: Tensor, form: str) -> Tensor:
-    "x weighted by g of a broadcastable shape: x σ(g), x + x SiLU(g), or x g for 'plain' (detail 5)."
-    if form == 'sigmoid':
-        return x * g.sigmoid()
-    return torch.addcmul(x, x, F.silu(g)) if form == 'silu' else x * g
+GATES = ('silu', 'sigmoid', 'plain')
+
+
+def select(x: Tensor, weights: Sequence[Tensor], form: str) -> Tensor:
+    """x weighted by the mean over `weights` g, each of a broadcastable shape (detail 5).
+
+    x + x SiLU(g), x σ(g), or x g for 'plain'."""
+    f = dict(silu=F.silu, sigmoid=torch.sigmoid, plain=torch.Tensor.clone)[form]
+    w = torch.stack([f(g) for g in weights]).mean(0) if len(weights) > 1 else f(weights[0])
+    return torch.addcmul(x, x, w) if form == 'silu' else x * w
 
 
 def slipped(g: Tensor) -> Tensor:
@@ -208,52 +250,59 @@ def slipped(g: Tensor) -> Tensor:
     return rearrange(g, 'b t c -> (t b) c').unflatten(0, g.shape[:2])
 
 # %% ../../nbs/models/46_selm_stages.ipynb #9efcc211
+def stack(dim: int, blocks: int, **block: Any) -> nn.Sequential:
+    "Blocks of `SequenceBlock` and a linear map: [B,T,C] to [B,T,C]."
+    return nn.Sequential(*(SequenceBlock(dim, **block) for _ in range(blocks)), nn.Linear(dim, dim))
+
+
 class BCSM(nn.Module):
-    "Bidirectional Conditioned Selective Mechanism (section 4.3; Table 7)."
+    """Bidirectional Conditioned Selective Mechanism of one stage (section 4.3; Table 7).
+
+    It makes weights; what they meet is the model's affair (details 5, 6)."""
 
     def __init__(
         self,
         dim: int,
         direction: str = 'both',  # or 'a2v', 'v2a', 'none'
         blocks: int = 3,
-        gate: str = 'sigmoid',
-        slip: tuple[bool, bool] = (False, False),  # of the weights of video and of audio
+        slip: tuple[bool, bool] = (False, False),  # of what the sound makes, and of what the picture makes
         **block: Any,  # of `SequenceBlock`
     ):
         super().__init__()
-        self.gate, self.slip = gate, slip
-        for way in ('a2v', 'v2a'):
-            some = blocks if direction in ('both', way) else 0
-            stack = nn.Sequential(*(SequenceBlock(dim, **block) for _ in range(some)))
-            setattr(self, way, stack if some else None)
+        self.slip = slip
+        self.a2v = stack(dim, blocks, **block) if direction in ('both', 'a2v') else None
+        self.v2a = stack(dim, blocks, **block) if direction in ('both', 'v2a') else None
+        self.enter = nn.Linear(dim, dim) if self.v2a is not None else None
 
-    def weights(self, way: str, x: Tensor) -> Tensor:
-        "What the blocks of a direction make of the other modality's sequence [B,T,C]: [B,T,C]."
-        g = getattr(self, way)(x)
-        return slipped(g) if self.slip[way == 'v2a'] else g
+    def of_sound(self, t: Tensor, joined: bool = False) -> Tensor | None:
+        "Audio tokens [B,T,C] to weights for the map [B,T,C]; `joined`: all clips are one sequence."
+        if self.a2v is None:
+            return None
+        if joined:
+            return self.a2v(rearrange(t, 'b t c -> 1 (b t) c')).view_as(t)
+        return slipped(self.a2v(t)) if self.slip[0] else self.a2v(t)
 
-    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        "Maps [B,T,C,h,w] and audio tokens [B,T,C] to what each selects of the other."
-        seen = x if self.a2v is None else select(x, self.weights('a2v', t)[..., None, None], self.gate)
-        heard = t if self.v2a is None else select(t, self.weights('v2a', x.mean((-2, -1))), self.gate)
-        return seen, heard
+    def of_picture(self, x: Tensor) -> Tensor | None:
+        "Maps [B,T,C,h,w] to weights for the sound [B,T,C]."
+        if self.v2a is None:
+            return None
+        g = self.v2a(self.enter(x.mean((-2, -1))))
+        return slipped(g) if self.slip[1] else g
 
 # %% ../../nbs/models/46_selm_stages.ipynb #fdb78812
 class SelMStage(nn.Module):
-    "One stage: the encoder's map to `dim` channels, DAM, BCSM."
+    "One stage: DAM at the trunk's width, the map to `dim` channels, BCSM."
 
     def __init__(self, channels: int, dam: DAM, bcsm: BCSM, dim: int):
         super().__init__()
         self.input = nn.Sequential(Pointwise(channels, dim), group_norm(dim, 8))
         self.dam, self.bcsm = dam, bcsm
 
-    def forward(self, m: Tensor, t: Tensor, tap: Tap = untapped) -> tuple[Tensor, Tensor, Tensor]:
-        """Map [B,T,C_i,h,w] and audio tokens [B,T,C] to three.
+    def align(self, m: Tensor, t: Tensor, tap: Tap = untapped) -> tuple[Tensor, Tensor]:
+        "The trunk's map [N,C_i,h,w] and audio tokens [N,C] to the same, aligned."
+        m, t = self.dam(tap('visual', m), t)
+        return tap('aligned', m), tap('tokens', t)
 
-        The selected map [(B T),C,h,w], the selected tokens [(B T),C] and the next stage's tokens [B,T,C].
-        """
-        B = m.shape[0]
-        x = tap('visual', self.input(m.flatten(0, 1).flatten(2)).unflatten(2, m.shape[-2:]))
-        x, t = self.dam(x, t.flatten(0, 1))
-        x, s = self.bcsm(by_clip(tap('aligned', x), B), by_clip(tap('tokens', t), B))
-        return tap('selected', x.flatten(0, 1)), tap('heard', s.flatten(0, 1)), by_clip(t, B)
+    def project(self, m: Tensor, tap: Tap = untapped) -> Tensor:
+        "An aligned map [N,C_i,h,w] to [N,C,h,w]."
+        return tap('projected', self.input(m.flatten(2)).unflatten(2, m.shape[-2:]))

@@ -21,7 +21,7 @@ from ..nn.layers import area_pool, resize
 
 # %% auto #0
 __all__ = ['dilated', 'ASPP', 'attend_plain', 'attend_cheap', 'attend_linear', 'Interaction', 'doubled', 'ResidualUnit',
-           'RefineStep', 'DoublingHead', 'matching', 'TPAVIOptions', 'TPAVI']
+           'RefineStep', 'DoublingHead', 'matching', 'foreground', 'TPAVIOptions', 'real_frames', 'in_groups', 'TPAVI']
 
 # %% ../../nbs/models/30_tpavi.ipynb #89954298
 def dilated(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -105,9 +105,9 @@ class Interaction(nn.Module):
         return _rows_to_maps(self.norm(v + y), x.shape[-2]).unflatten(0, x.shape[:2]), a
 
 # %% ../../nbs/models/30_tpavi.ipynb #af9dce62
-def doubled(x: Tensor) -> Tensor:
-    "[N,C,h,w] to [N,C,2h,2w], bilinear with aligned corners."
-    return resize(x, tuple(2 * n for n in x.shape[-2:]), aligned=True)
+def doubled(x: Tensor, aligned: bool = True) -> Tensor:
+    "[N,C,h,w] to [N,C,2h,2w], bilinear, corners aligned in the decoder and not in the head (details 5, 8)."
+    return resize(x, tuple(2 * n for n in x.shape[-2:]), aligned)
 
 
 class ResidualUnit(nn.Module):
@@ -150,7 +150,7 @@ class DoublingHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
-        return self.fc(F.relu(self.conv2(doubled(x) if self.double else x)))
+        return self.fc(F.relu(self.conv2(doubled(x, aligned=False) if self.double else x)))
 
 # %% ../../nbs/models/30_tpavi.ipynb #b4d55089
 def matching(visual: Tensor, audio: Tensor, mask: Tensor) -> Tensor:
@@ -163,17 +163,26 @@ def matching(visual: Tensor, audio: Tensor, mask: Tensor) -> Tensor:
     return F.kl_div(seen.log_softmax(-1), audio.log_softmax(-1), reduction='none', log_target=True).sum(-1)
 
 # %% ../../nbs/models/30_tpavi.ipynb #68996930
+def foreground(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """What share of each cell of a level belongs to the mask: logits [N,K,H,W] to [N,h,w] in 0-1.
+
+    Binary: the sigmoid of the mean logit. Classes: the mean of 'some class' at full size (detail 9)."""
+    if logits.shape[1] == 1:
+        return area_pool(logits, size)[:, 0].sigmoid()
+    some = (logits.argmax(1, keepdim=True) != 0).to(logits.dtype)
+    return area_pool(some, size)[:, 0]
+
+
 class _MatchingLoss:
     "The loss term `avm` of a model whose `aux` has its `fused` pictures and `sounds` by level; a mixin."
 
     def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
         "Matching of the supervised frames, mean over levels; their sum (binary) or mean (classes)."
         counts, total = supervised.flatten().bool(), 0
+        logits = output.logits.flatten(0, 1)[counts]
         for x, a in zip(output.aux['fused'], output.aux['sounds']):
-            mask = area_pool(output.logits.flatten(0, 1)[counts], x.shape[-2:])
-            mask = mask[:, 0].sigmoid() if self.num_classes == 1 else (mask.argmax(1) != 0).to(x.dtype)
-            apart = matching(x.flatten(0, 1)[counts], a.flatten(0, 1)[counts], mask)
-            total = total + apart.sum() / self.levels
+            x, a = x.flatten(0, 1)[counts], a.flatten(0, 1)[counts]
+            total = total + matching(x, a, foreground(logits, x.shape[-2:])).sum() / self.levels
         return dict(avm=total if self.num_classes == 1 else total / counts.sum().clamp(min=1))
 
 # %% ../../nbs/models/30_tpavi.ipynb #f2af67e4
@@ -184,19 +193,44 @@ class TPAVIOptions:
     dim: int = 256  # channels of every level; half of them inside TPAVI
     levels: int = 4  # coarsest visual levels used; with fewer the decoder ends earlier
     attention: str = 'cheap'  # or 'plain', the N x N reference
+    group: int | None = 5  # frames that see each other, the last group may be smaller; None: the whole clip
+    inplace: bool = True  # ReLUs that change what they read: skips and matching loss get ReLU(x)
     upsample: int = 2  # doublings after the finest level: 0, 1 or 2
     gamma: float = 0.0  # start of the weight of TPAVI's batch norm; 0 begins as the identity
+
+# %% ../../nbs/models/30_tpavi.ipynb #7a1c05d2
+def real_frames(x: Tensor, valid: Tensor | None) -> Tensor:
+    "[(B T),C,h,w] with zeros for the frames that `valid` [B,T] calls padding; x itself if it is None."
+    return x if valid is None else x * valid.flatten()[:, None, None, None].to(x.dtype)
+
+
+def in_groups(
+    block: Interaction, x: Tensor, vector: Tensor, group: int | None, tap: Tap = untapped
+) -> tuple[Tensor, Tensor]:
+    "`Interaction` of each `group` of frames of x [B,T,C,h,w] and vector [B,T,D] on its own (detail 11)."
+    if group is None or x.shape[1] <= group:
+        return block(x, vector, tap)
+    heard: list[Tensor] = []
+
+    def collect(name: str, y: Tensor) -> Tensor:
+        heard.append(by_clip(y, len(x)))
+        return y
+
+    parts = [block(*part, collect) for part in zip(x.split(group, 1), vector.split(group, 1))]
+    tap('heard', torch.cat(heard, 1).flatten(0, 1))
+    fused, sounds = zip(*parts)
+    return torch.cat(fused, 1), torch.cat(sounds, 1)
 
 # %% ../../nbs/models/30_tpavi.ipynb #cd9613b1
 @register_model('tpavi')
 class TPAVI(_MatchingLoss, AVSModel):
     """TPAVI (facts, sections 4 and 6). `InputError` for options out of range.
 
-    `spec='code'` adds an unused residual unit and the effect of its in-place ReLUs.
+    `spec='code'` has an unused residual unit more than `spec='paper'`; all else is equal (detail 7).
     """
 
     Options, specs = TPAVIOptions, dict(paper={}, code={})
-    choices = dict(attention=('cheap', 'plain'), upsample=(0, 1, 2))
+    choices = dict(attention=('cheap', 'plain'), inplace=(True, False), upsample=(0, 1, 2))
     tiny = dict(tiny=dict(dim=16, gamma=1.0))
     inert = ('decoder.0.lateral.',)  # in the code: the coarsest step has nothing to fuse (detail 7)
     # as for MS3 and AVSS; S4 was trained with the cross entropy alone
@@ -207,12 +241,13 @@ class TPAVI(_MatchingLoss, AVSModel):
         o, code, has = self.options, self.spec == 'code', len(visual.channels)
         check(1 <= o.levels <= has, f"levels is {o.levels}; the visual encoder has {has}.")
         check(o.dim >= 2 and o.dim % 2 == 0, f"dim is {o.dim}; expected an even number of channels.")
+        check(o.group is None or o.group >= 1, f"group is {o.group}; expected a number of frames or None.")
         self.levels, self.upsample, bias = o.levels, o.upsample, self.num_classes == 1
         self.aspp = nn.ModuleList(ASPP(C, o.dim) for C in visual.channels[::-1][: o.levels])  # coarse to fine
         self.tpavi = nn.ModuleList(
             Interaction(audio.dim, o.dim, o.attention, bias, o.gamma) for _ in range(o.levels)
         )
-        self.decoder = nn.ModuleList(RefineStep(o.dim, j > 0 or code, code) for j in range(o.levels))
+        self.decoder = nn.ModuleList(RefineStep(o.dim, j > 0 or code, o.inplace) for j in range(o.levels))
         self.head = DoublingHead(o.dim, self.num_classes, o.upsample > 1)
 
     def deaf(self) -> str | None:
@@ -234,12 +269,13 @@ class TPAVI(_MatchingLoss, AVSModel):
         B, path, fused, sounds = features.audio_vector.shape[0], None, [], []
         for j, (aspp, tpavi, step) in enumerate(zip(self.aspp, self.tpavi, self.decoder), 1):
             tap = self.tapping(f'stage{j}.', B)
-            x = tap('visual', aspp(features.visual[-j].flatten(0, 1)))
-            x, a = tpavi(by_clip(x, B), features.audio_vector, tap)
-            path = tap('out', step(tap('fused', x.flatten(0, 1)), path))
-            fused.append(x)
+            x = tap('visual', real_frames(aspp(features.visual[-j].flatten(0, 1)), features.valid))
+            x, a = in_groups(tpavi, by_clip(x, B), features.audio_vector, self.options.group, tap)
+            x = tap('fused', real_frames(x.flatten(0, 1), features.valid))
+            path = tap('out', real_frames(step(x, path), features.valid))
+            fused.append(by_clip(F.relu(x) if self.options.inplace else x, B))
             sounds.append(a)
         if self.upsample:
             path = doubled(path)  # the small one is let go
-        logits = self.head(self.tap('fus_out', path, B))
+        logits = real_frames(self.head(self.tap('fus_out', path, B)), features.valid)
         return Output(by_clip(resize(logits, size), B), dict(fused=fused, sounds=sounds))

@@ -8,7 +8,8 @@ __all__ = ['read_weights', 'load_weights', 'Encoder', 'VisualBackbone', 'AudioBa
 # %% ../../nbs/nn/17_encoders.ipynb #9426fabf
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,33 @@ class VisualBackbone(Encoder):
         if self.channels_last:
             maps = [rearrange(m, 'n h w c -> n c h w').contiguous() for m in maps]
         return maps
+
+    def chained(self) -> bool:
+        "Whether each stage reads the map that the one before it returns, so that `changed` can step between."
+        from timm.models._features import FeatureListNet
+
+        return isinstance(self.net, FeatureListNet)
+
+    @contextmanager
+    def changed(self, change: Callable[[int, torch.Tensor], torch.Tensor]) -> Iterator[None]:
+        """Inside the block, map i (1 finest to 4) is `change(i, map)`, for the next stage and for the caller.
+
+        Only for a `chained` network."""
+
+        def hook(i: int) -> Callable:
+            def enter(_: nn.Module, __: tuple, m: torch.Tensor) -> torch.Tensor:
+                if not self.channels_last:
+                    return change(i, m)
+                return rearrange(change(i, rearrange(m, 'n h w c -> n c h w')), 'n c h w -> n h w c')
+
+            return enter
+
+        names = self.net.feature_info.module_name()
+        with ExitStack() as hooks:
+            for i, level in enumerate(self.levels, 1):
+                stage = getattr(self.net, names[level].replace('.', '_'))
+                hooks.callback(stage.register_forward_hook(hook(i)).remove)
+            yield
 
 # %% ../../nbs/nn/17_encoders.ipynb #6793b2e6
 class AudioBackbone(Encoder):

@@ -6,7 +6,7 @@
 __all__ = ['Features', 'encoder_key', 'Rows', 'run_encoder', 'FeatureCache', 'FeatureStream', 'cache_size', 'clear_cache']
 
 # %% ../../nbs/nn/30_features.ipynb #77d106bb
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,11 +30,18 @@ class Features:
     visual: list[torch.Tensor]  # four maps [B,T,C_i,h_i,w_i] from stride 4 to 32
     audio_vector: torch.Tensor  # [B,T,D]
     audio_map: torch.Tensor  # [B,T,Ca,ha,wa]
+    tokens: list[torch.Tensor] | None = None  # [B,T,C] of every stage, from a model that aligns while it encodes
+    valid: torch.Tensor | None = None  # bool [B,T], False for frames that are padding; None: there are none
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> 'Features':
+        "The same features, every tensor changed."
+        visual, tokens = ([change(x) for x in xs] if xs else xs for xs in (self.visual, self.tokens))
+        valid = None if self.valid is None else change(self.valid)
+        return Features(visual, change(self.audio_vector), change(self.audio_map), tokens, valid)
 
     def to(self, *args, **kw) -> 'Features':
         "The same features on another device or in another format, as `Tensor.to`."
-        visual = [v.to(*args, **kw) for v in self.visual]
-        return Features(visual, self.audio_vector.to(*args, **kw), self.audio_map.to(*args, **kw))
+        return self.each(lambda x: x.to(*args, **kw))
 
 # %% ../../nbs/nn/30_features.ipynb #40f49aa5
 def _is_plain(v: Any) -> bool:

@@ -58,14 +58,20 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    "Attn(q, k, v) of [N,S,C], [N,R,C], [N,R,C] to [N,S,C]; `bias` names those of q, k, v, o that have one."
+    """Attn(q, k, v) of [N,S,C], [N,R,C], [N,R,C] to [N,S,C].
 
-    def __init__(self, dim: int, heads: int = 8, bias: str = 'qvo'):
+    `bias` names those of q, k, v, o that have one; without `project` there is an o that is not used."""
+
+    def __init__(self, dim: int, heads: int = 8, bias: str = 'qvo', project: bool = True):
         super().__init__()
         check(dim % heads == 0, f"{heads} heads do not divide {dim} channels.")
-        self.heads = heads
+        self.heads, self.project = heads, project
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, bias=name in bias) for name in 'qkvo')
+
+    def out(self, x: Tensor) -> Tensor:
+        "What the heads [N,M,S,d] found, joined and through o: [N,S,C]."
+        return self.o(join_heads(x)) if self.project else join_heads(x)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (split_heads(x, self.heads) for x in (self.q(q), self.k(k), self.v(v)))
-        return self.o(join_heads(F.scaled_dot_product_attention(q, k, v)))
+        return self.out(F.scaled_dot_product_attention(q, k, v))

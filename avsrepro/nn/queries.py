@@ -5,7 +5,6 @@
 # %% ../../nbs/nn/15_queries.ipynb #ba4ffda0
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -14,21 +13,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import check, unknown
-from .deformable import Sizes, pixel_centres
+from .deformable import DeformableAttention, Sizes
 from .layers import feed_forward, join_heads, resize, split_heads
 
 # %% auto #0
 __all__ = ['MIXERS', 'sine_position', 'level_codes', 'QueryLayer', 'QueryGenerator', 'AudioMixer', 'pixel_mlp', 'MaskHead',
-           'QueryMasks']
+           'QueryMasks', 'xavier']
 
 # %% ../../nbs/nn/15_queries.ipynb #4fc162b6
 def sine_position(sizes: Sizes, dim: int, like: Tensor) -> Tensor:
     "Position code of all pixels of all levels, [S,dim]; `InputError` unless dim is a multiple of 4."
     check(dim % 4 == 0, f"the position code needs a multiple of 4 channels, found {dim}.")
-    x, y = (2 * math.pi * pixel_centres(sizes, like)).unbind(-1)
-    rate = 10_000 ** (-torch.arange(dim // 4, device=like.device, dtype=like.dtype) / (dim // 4))
-    phases = [rearrange(place, 's -> s 1') * rate for place in (y, x)]
-    return torch.cat([wave(phase) for phase in phases for wave in (torch.sin, torch.cos)], -1)
+    kind = dict(device=like.device, dtype=like.dtype)
+    rate = 10_000 ** (-torch.arange(dim // 4, **kind) / (dim // 4))
+
+    def along(n: int) -> Tensor:
+        phase = rearrange(torch.arange(1, n + 1, **kind), 'n -> n 1') * rate
+        return torch.stack([phase.sin(), phase.cos()], -1).flatten(1)  # sine and cosine in turn
+
+    codes = []
+    for h, w in sizes:
+        y, x = repeat(along(h), 'h c -> (h w) c', w=w), repeat(along(w), 'w c -> (h w) c', h=h)
+        codes.append(torch.cat([y, x], -1))
+    return torch.cat(codes)
 
 # %% ../../nbs/nn/15_queries.ipynb #7d5a518a
 def level_codes(codes: Tensor, sizes: Sizes) -> Tensor:
@@ -54,14 +61,12 @@ class QueryLayer(nn.Module):
 
 # %% ../../nbs/nn/15_queries.ipynb #3b44ffaf
 class QueryGenerator(nn.Module):
-    "Audio [N,C] to queries [N,Q,C]."
+    "Audio [N,C] to queries [N,Q,C]; without dropout."
 
-    def __init__(self, dim: int, heads: int, queries: int, layers: int, hidden: int, dropout: float):
+    def __init__(self, dim: int, heads: int, queries: int, layers: int, hidden: int):
         super().__init__()
         self.start = nn.Parameter(torch.randn(queries, dim))
-        self.layers = nn.ModuleList(
-            QueryLayer(dim, heads, hidden, dropout, bias=False) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(QueryLayer(dim, heads, hidden, 0.0, bias=False) for _ in range(layers))
 
     def forward(self, audio: Tensor) -> Tensor:
         q, token = self.start.repeat(len(audio), 1, 1), rearrange(audio, 'n c -> n 1 c')
@@ -81,22 +86,19 @@ class AudioMixer(nn.Module):
         if form not in MIXERS:
             raise unknown('mixer', form, MIXERS)
         self.heads, self.form = heads, form
-        for name in 'qk' if form == 'pixels' else 'qkvo':
+        for name in 'qk' if form == 'pixels' else 'qkv':
             setattr(self, name, nn.Linear(dim, dim, bias=False))
-        if form == 'gate':
-            self.project = nn.Linear(dim, dim)
+        self.project = nn.Linear(dim, dim) if form != 'pixels' else None
 
     def forward(self, x: Tensor, audio: Tensor) -> Tensor:
         pixels = rearrange(x, 'n c h w -> n (h w) c')
         q, k = split_heads(self.q(audio[:, None]), self.heads), split_heads(self.k(pixels), self.heads)
-        if self.form == 'pixels':  # one weight for each pixel, of the head to which a channel belongs
+        if self.project is None:  # one weight for each pixel, of the head to which a channel belongs
             w = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
             return x + x * repeat(w, 'n m 1 (h w) -> n (m d) h w', d=q.shape[-1], h=x.shape[-2])
         v = split_heads(self.v(pixels), self.heads)
-        w = self.o(join_heads(F.scaled_dot_product_attention(q, k, v))[:, 0])
-        if self.form == 'channels':
-            return x + x * w[..., None, None]
-        return x * self.project(w).sigmoid()[..., None, None]
+        w = self.project(join_heads(F.scaled_dot_product_attention(q, k, v))[:, 0])[..., None, None]
+        return x + x * w if self.form == 'channels' else x * w.sigmoid()
 
 # %% ../../nbs/nn/15_queries.ipynb #75f5917d
 def pixel_mlp(queries: int, hidden: int, dim: int) -> nn.Sequential:
@@ -117,7 +119,7 @@ class MaskHead(nn.Module):
         super().__init__()
         wide, narrow = dim // 2, max(dim // 8, 4)
         self.wide, self.narrow = nn.Conv2d(dim, wide, 3, padding=1), nn.Conv2d(wide, narrow, 3, padding=1)
-        self.out = nn.Conv2d(narrow, num_classes, 1)
+        self.out = nn.Conv2d(narrow, num_classes, 1, bias=False)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         "Enlarged to `size` between the first two convolutions; not at all if None."
@@ -140,3 +142,12 @@ class QueryMasks:
         del feature  # a map as large as `mixed`, let go before the head
         by_query = tap('query_maps', torch.einsum('nqc,nchw->nqhw', tap('decoded', q), mixed))
         return self.head(tap('fus_out', mixed + self.mlp(by_query)), size), mixed
+
+# %% ../../nbs/nn/15_queries.ipynb #5e1d6a11
+def xavier(*modules: nn.Module) -> None:
+    "Xavier-uniform values for all parameters of two or more dimensions but those of deformable attention."
+    for module in modules:
+        own = {p for m in module.modules() if isinstance(m, DeformableAttention) for p in m.parameters()}
+        for p in module.parameters():
+            if p.ndim > 1 and p not in own:
+                nn.init.xavier_uniform_(p)

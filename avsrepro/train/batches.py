@@ -56,7 +56,7 @@ class Batch:
 
         x = self.inputs
         if isinstance(x, Features):
-            inputs = Features([cut(v) for v in x.visual], cut(x.audio_vector), cut(x.audio_map))
+            inputs = x.each(cut)
         else:
             inputs = cut(x[0]), cut(x[1])
         return Batch(self.ids, inputs, cut(self.target), cut(self.supervised))
