@@ -7,7 +7,7 @@ __all__ = ['CASES', 'lone', 'stage_names', 'alignment_sounds', 'Passes', 'three_
            'with_another_sound']
 
 # %% ../../nbs/analysis/66_alignment.ipynb #abad73f2
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -21,12 +21,12 @@ from avsrepro.analysis.exchange import (
     exchanged,
     features_of,
     frame_J,
+    mask_logits,
     relative,
     with_partners,
 )
-from ..models.base import AVSModel
-from ..nn.features import Features
-from ..train.batches import Source
+from ..models.base import AVSModel, noisy
+from ..train.batches import Batch, Source
 
 # %% ../../nbs/analysis/66_alignment.ipynb #c05c116e
 def lone(model: AVSModel) -> bool:
@@ -71,19 +71,18 @@ class Passes(NamedTuple):
     after: dict[str, Tensor]  # taps of the second
 
 
-def three_passes(model: AVSModel, own: Features, other: Features, size: tuple[int, int]) -> Passes:
-    "A batch with its own sound, with the other one, and with the other one in the alignment alone."
+def three_passes(model: AVSModel, own: Batch, other: Batch) -> Passes:
+    """A batch with its own sound, with the other one, and with the other one in the alignment alone.
 
-    def masks(features: Features) -> Tensor:
-        return model.decode(features, tuple(size)).logits[:, :, 0].float()
-
+    Without noise, which would move masks as well."""
     tokens = {}
-    with model.taps('stage?.visual', 'stage?.aligned') as before:
-        first = masks(own)
-    with model.taps('stage?.aligned') as after, alignment_sounds(model, tokens):
-        second = masks(exchanged(own, other))
-    with alignment_sounds(model, tokens, replace=True):
-        third = masks(own) if tokens else first
+    with noisy(model, None):
+        with model.taps('stage?.visual', 'stage?.aligned') as before:
+            first = mask_logits(model, own)
+        with model.taps('stage?.aligned') as after, alignment_sounds(model, tokens):
+            second = mask_logits(model, exchanged(own, other))
+        with alignment_sounds(model, tokens, replace=True):
+            third = mask_logits(model, own) if tokens else first
     return Passes((first, second, third), before, after)
 
 # %% ../../nbs/analysis/66_alignment.ipynb #aa267287
@@ -124,8 +123,9 @@ class Exchanged(NamedTuple):
     added: pd.DataFrame  # stage, adds, varies
 
 
-def _moved(p: Passes, own: Features, other: Features, stages: list[str]) -> dict[str, list[float]]:
-    moved = {'sound': relative(own.audio_vector, other.audio_vector)}
+def _moved(p: Passes, sounds: Sequence[Tensor], stages: list[str]) -> dict[str, list[float]]:
+    "How far the sounds (own, other), the stages and the masks of each clip move."
+    moved = {'sound': relative(*sounds)}
     for s in stages:
         tap = s.replace(' ', '') + '.aligned'
         moved[s] = relative(p.before[tap], p.after[tap])
@@ -141,12 +141,12 @@ def with_another_sound(model: AVSModel, source: Source) -> Exchanged:
     "Measure SelM with another sound in all clips of a source."
     clips, frames, added = [], [], {s: Added() for s in stage_names(model)}
     for batch, partner in with_partners(source):
-        own, other = features_of(model, batch), features_of(model, partner)
-        p = three_passes(model, own, other, batch.target.shape[-2:])
+        sounds = [features_of(model, b).audio_vector for b in (batch, partner)]
+        p = three_passes(model, batch, partner)
         for s in added:
             tap = s.replace(' ', '') + '.'
             added[s].add(p.before[tap + 'visual'], p.before[tap + 'aligned'])
-        clips.append(pd.DataFrame(dict(id=batch.ids, **_moved(p, own, other, list(added)))))
+        clips.append(pd.DataFrame(dict(id=batch.ids, **_moved(p, sounds, list(added)))))
         J = {case: frame_J(z, batch.target) for case, z in zip(CASES, p.logits)}
         frames.append(by_frame(batch.ids, J))
     moved = pd.concat(clips, ignore_index=True)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from .exchange import by_frame, frame_J, mask_logits
-from ..models.base import AVSModel
+from ..models.base import AVSModel, noisy
 from ..models.selm_stages import slipped
 from ..train.batches import Source
 
@@ -54,10 +54,13 @@ def company_of(clip: int, batches: Iterable[list[int]]) -> list[int]:
 def masks_in(
     model: AVSModel, source: Source, batches: Iterable[list[int]]
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    "For each clip that the batches hold its probabilities `[T,H,W]` and J in percent of each frame `[T]`."
+    """For each clip that the batches hold its probabilities `[T,H,W]` and J in percent of each frame `[T]`.
+
+    Without noise, which would move masks as well."""
     at, found = {name: k for k, name in enumerate(source.ids)}, {}
     for batch in chain.from_iterable(source.load(b) for b in batches):
-        z = mask_logits(model, batch)
+        with noisy(model, None):
+            z = mask_logits(model, batch)
         for name, p, J in zip(batch.ids, z.sigmoid().cpu().numpy(), frame_J(z, batch.target)):
             found[at[name]] = p, J
     return found

@@ -7,6 +7,7 @@ __all__ = ['partners', 'with_partners', 'features_of', 'exchanged', 'heard_by', 
 
 # %% ../../nbs/analysis/65_exchange.ipynb #be66a3ae
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -41,9 +42,12 @@ def features_of(model: AVSModel, batch: Batch) -> Features:
     return model.encode(model.normalise(frames), mel)
 
 
-def exchanged(own: Features, other: Features) -> Features:
+def exchanged(own: Batch, other: Batch) -> Batch:
     "The pictures of `own` with the sounds of `other`."
-    return Features(own.visual, other.audio_vector, other.audio_map)
+    x, y = own.inputs, other.inputs
+    if isinstance(x, Features):
+        return replace(own, inputs=Features(x.visual, y.audio_vector, y.audio_map))
+    return replace(own, inputs=(x[0], y[1]))
 
 # %% ../../nbs/analysis/65_exchange.ipynb #7918b43f
 def heard_by(model: AVSModel, audio: str, clips: Sequence) -> Source:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .exchange import by_frame, frame_J, mask_logits
 from ..core.seeding import rng
-from ..models.base import AVSModel
+from ..models.base import AVSModel, noisy
 from ..nn.features import Features
 from ..train.batches import Batch, Source
 
@@ -111,9 +111,12 @@ def without_the_others(model: AVSModel, source: Source, batch_size: int) -> pd.D
     "A line for every second and condition: id, second from 1, condition, J and moved in percent, shift."
     parts = []
     for batch in chain.from_iterable(source.batches(batch_size)):
-        own, T = mask_logits(model, batch), batch.target.shape[1]
+        T = batch.target.shape[1]
+        with noisy(model, None):
+            own = mask_logits(model, batch)
         for name, change in (('own', None), *CHANGES.items()):
-            with reordered(model, *change(batch.ids, T)) if change else nullcontext():
+            order = reordered(model, *change(batch.ids, T)) if change else nullcontext()
+            with order, noisy(model, None):
                 z = mask_logits(model, batch)
             lines = by_frame(batch.ids, _in_condition(z, own, batch.target))
             lines = lines.rename(columns=dict(frame='second')).assign(second=lines.frame + 1)

@@ -22,7 +22,7 @@ from ..nn.features import Features
 
 # %% auto #0
 __all__ = ['MODELS', 'Tap', 'Output', 'by_clip', 'register_model', 'untapped', 'Tapping', 'Tapped', 'NoOptions', 'HasOptions',
-           'AVSModel', 'any_class', 'check_inputs']
+           'Noisy', 'noisy_parts', 'noisy', 'AVSModel', 'any_class', 'check_inputs']
 
 # %% ../../nbs/models/10_base.ipynb #3db6ca0e
 @dataclass
@@ -130,6 +130,40 @@ class HasOptions:
             if not any(type(value) is type(a) and value == a for a in allowed):
                 raise unknown(f'value of {name}', value, allowed)
         return options
+
+# %% ../../nbs/models/10_base.ipynb #7a1c0602
+class Noisy:
+    "A part that draws noise; a mixin for modules."
+
+    noise: str = 'train'  # when: or 'always', 'never'
+
+    def draws(self) -> bool:
+        "Whether the next pass has noise."
+        return self.noise == 'always' or self.noise == 'train' and self.training
+
+
+def noisy_parts(model: nn.Module) -> list[Noisy]:
+    "Those of a model that may draw noise."
+    return [m for m in model.modules() if isinstance(m, Noisy)]
+
+
+@contextmanager
+def noisy(model: nn.Module, seed: int | None) -> Iterator[None]:
+    """Inside the block a model draws its noise always, from a seed; or never, for None.
+
+    Outside nothing is changed, the state of the random numbers included."""
+    parts = noisy_parts(model)
+    before = [m.noise for m in parts]
+    for m in parts:
+        m.noise = 'never' if seed is None else 'always'
+    with torch.random.fork_rng():
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            for m, noise in zip(parts, before):
+                m.noise = noise
 
 # %% ../../nbs/models/10_base.ipynb #001177bc
 class _Encoders(nn.Module):

@@ -364,7 +364,8 @@ class DDESeg(_DerivedTokens, _Listening, _OnLevels, _Placed, _InTrunk, _AbsentCl
         return [n for n, _ in self.named_parameters() if n.startswith('stages.') and n.endswith(dead)]
 
     def mixes_clips(self) -> str | None:
-        return 'noise is drawn in testing too' if self.options.gumbel == 'always' else None
+        o = self.options
+        return 'noise is drawn in testing too' if o.gumbel == 'always' and o.elimination == 'gs' else None
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or at the finest map's resolution if None."

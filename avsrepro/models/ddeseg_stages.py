@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .base import Noisy
 from ..nn.layers import Attention, resize, split_heads
 
 # %% auto #0
@@ -26,7 +27,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 # %% ../../nbs/models/54_ddeseg_stages.ipynb #efba3d36
-class Clusters(nn.Module):
+class Clusters(Noisy, nn.Module):
     "Visual features to K centres ('refined'), or a mixture of them at each pixel ('mixture'); Eqs. 13, 14."
 
     def __init__(
@@ -41,7 +42,7 @@ class Clusters(nn.Module):
         z = _wide(V @ self.centres.T)
         if self.soft_kmeans:
             z = 2 * z - _wide(self.centres).square().sum(-1)
-        elif self.noise == 'always' or self.noise == 'train' and self.training:
+        elif self.draws():
             z = z - torch.empty_like(z).exponential_().log()
         return (z / self.temperature).softmax(-1).to(V.dtype)
 
@@ -175,7 +176,10 @@ class SegFormerHead(nn.Module):
     def __init__(self, channels: Sequence[int], dim: int, num_classes: int, dropout: float):
         super().__init__()
         self.inputs = nn.ModuleList(nn.Linear(c, dim) for c in channels)
-        self.fuse, self.norm = nn.Conv2d(dim * len(channels), dim, 1, bias=False), nn.BatchNorm2d(dim, eps=1e-3)
+        self.fuse, self.norm = (
+            nn.Conv2d(dim * len(channels), dim, 1, bias=False),
+            nn.BatchNorm2d(dim, eps=1e-3),
+        )
         self.dropout, self.out = nn.Dropout2d(dropout), nn.Conv2d(dim, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

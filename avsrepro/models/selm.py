@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from ..core.errors import check
 from .base import AVSModel, Output, any_class, by_clip, check_inputs, register_model
-from .selm_clever import CLEVER, SingleLevel
-from .selm_stages import BCSM, DAM, GATES, MapAttends, SelMStage, select
+from .selm_clever import CLEVER, AVLayer, SingleLevel
+from .selm_stages import BCSM, DAM, GATES, MapAttends, SelMStage, TokenAttends, select
 from ..nn.features import Features
 from ..nn.layers import resize
 from ..nn.losses import dice_loss
@@ -32,7 +32,9 @@ class SelMOptions:
 
     dim: int = 256  # channels of every token and of what the decoder reads
     levels: int = 4  # coarsest visual levels used; 3 leaves out the finest
-    inside: bool | None = None  # DAM between the trunk's stages; None: where possible and the trunk is trained
+    inside: bool | None = (
+        None  # DAM between the trunk's stages; None: where possible and the trunk is trained
+    )
     dam: str = 'dam'  # Tables 3, 4: or 'add', 'concat', 'none'
     dam_direction: str = 'both'  # Table 6: or 'a2v', 'v2a'
     bcsm: str = 'both'  # Tables 3, 7: or 'a2v', 'v2a', 'none'
@@ -252,19 +254,43 @@ class _Selection:
         return chosen, torch.stack(heard, 2)
 
 # %% ../../nbs/models/50_selm.ipynb #7a1c05f3
-def _of_stage(name: str, stage: SelMStage) -> list[str]:
-    "What of a stage no output depends on, as the names begin."
-    dead = [f'{name}dam.unused']
-    if isinstance(stage.dam.a2v, MapAttends):
-        dead += [f'{name}dam.a2v.{part}.' for part in ('own', 'q', 'k', 'v', 'o')] + [f'{name}dam.a2v.out.0.weight']
+def _dead_in_stage(stage: SelMStage) -> list[str]:
+    "How the names begin of what no output depends on, in a stage."
+    dead = ['dam.unused.']
+    if isinstance(stage.dam.a2v, MapAttends):  # the softmax over one token, and the norm after it
+        dead += [f'dam.a2v.{part}.' for part in ('own', 'q', 'k', 'v', 'o')] + ['dam.a2v.out.0.weight']
+    if isinstance(stage.dam.v2a, TokenAttends):  # a norm over places takes away what is the same at each
+        dead += ['dam.v2a.k.bias', 'dam.v2a.v.bias']
+    return dead
+
+
+def _dead_in_layer(o: SelMOptions, layer: AVLayer, last: bool) -> list[str]:
+    "How the names begin of what no output depends on, in a layer of CLEVER, `last` or not."
+    dead, looks = ['unused.'], [i for i, kind in enumerate(layer.kinds) if kind == 'video']
+    for i, kind in enumerate(layer.kinds):
+        if kind == 'audio' and o.sounds == 'last':  # a softmax over one sound is 1
+            dead += [f'attend.{i}.{part}.' for part in ('norm_q', 'q', 'k')]
+        if kind == 'video' and o.assignment == 'hard':  # min(tau, 0) where tau starts, at 1
+            dead += [f'attend.{i}.tau']
+        heat = o.auxiliary and i == looks[-1] if looks else False
+        if kind == 'video' and o.assignment == 'soft' and not heat:  # the same for all pixels
+            dead += [f'attend.{i}.k.bias']
+    if last and o.head == 'dot':  # the same for both tokens, of which the difference makes the mask
+        dead += [f'mlps.{i}.3.bias' if kind == 'audio' else f'attend.{i}.mlp.3.bias']
     return dead
 
 
 def dead_of_selm(model: AVSModel) -> list[str]:
-    "Names of a SelM's parameters that no output depends on (detail 15)."
+    "Names of a SelM's parameters that no output depends on, where they start (detail 15)."
     o, dead = model.options, []
     for i, stage in enumerate(model.stages):
-        dead += _of_stage(f'stages.{i}.', stage)
+        dead += [f'stages.{i}.{name}' for name in _dead_in_stage(stage)]
+    if isinstance(model.decoder, CLEVER):
+        for j, layer in enumerate(model.decoder.layers, 1):
+            last = j == o.layers and model.num_classes == 1
+            dead += [f'decoder.layers.{j - 1}.{name}' for name in _dead_in_layer(o, layer, last)]
+    if o.clever == 'no_video':
+        dead += ['decoder.position.']
     return [n for n, _ in model.named_parameters() if n.startswith(tuple(dead))]
 
 # %% ../../nbs/models/50_selm.ipynb #9e2fee3a

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import check
-from .base import Tap, untapped
+from .base import Noisy, Tap, untapped
 from ..nn.deformable import flatten_levels
 from ..nn.layers import conv_norm, group_norm, resize
 from avsrepro.nn.queries import (
@@ -52,7 +52,7 @@ class SoundAttention(nn.Module):
 
 # %% ../../nbs/models/48_selm_clever.ipynb #805f549c
 def hard_shares(S: Tensor, noise: bool) -> Tensor:
-    "Each pixel's one token of S [N,Q,P], drawn with Gumbel noise or the likeliest; the gradient is the softmax's."
+    "Each pixel's one token of S [N,Q,P], drawn with noise or the likeliest; the gradient is the softmax's."
     if noise:
         return F.gumbel_softmax(S, hard=True, dim=1)
     soft = S.softmax(1)
@@ -60,7 +60,7 @@ def hard_shares(S: Tensor, noise: bool) -> Tensor:
     return hard + soft - soft.detach() if soft.requires_grad else hard
 
 # %% ../../nbs/models/48_selm_clever.ipynb #2a361e1d
-class VideoAttention(nn.Module):
+class VideoAttention(Noisy, nn.Module):
     "Tokens q [N,Q,C] that look at pixels x [N,C,P] with positions p [C,P] (details 9, 11, 13)."
 
     def __init__(self, dim: int, assignment: str = 'soft', noise: str = 'train'):
@@ -77,8 +77,7 @@ class VideoAttention(nn.Module):
             S = q @ k.mT / q.shape[-1] ** 0.5
             return S.softmax(-1), S[:, 1:].logsumexp(1) - S[:, 0]
         S = F.normalize(q.float(), dim=-1) @ F.normalize(k.float(), dim=-1).mT
-        drawn = self.noise == 'always' or self.noise == 'train' and self.training
-        share = hard_shares(S / self.tau.clamp(max=0).exp(), drawn)
+        share = hard_shares(S / self.tau.clamp(max=0).exp(), self.draws())
         return share / (share.sum(-1, keepdim=True) + 1), share[:, -1]
 
     def forward(self, q: Tensor, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +161,7 @@ def dot_masks(q: Tensor, x: Tensor, num_classes: int) -> Tensor:
 
 
 def dynamic_head(dim: int, num_classes: int) -> nn.Linear:
-    "What makes a 1x1 convolution of a token: dim weights and a bias for one class, weights alone for several."
+    "What makes a 1x1 convolution of a token: weights and a bias for one class, weights alone for several."
     return nn.Linear(dim, dim + 1 if num_classes == 1 else num_classes * dim)
 
 

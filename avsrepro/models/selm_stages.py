@@ -53,7 +53,7 @@ class ProductAlign(nn.Module):
 
 # %% ../../nbs/models/46_selm_stages.ipynb #1fcadeb4
 def over_places(x: Tensor) -> Tensor:
-    "[N,C,P] with mean 0 and deviation 1 of each channel over its places: an InstanceNorm without affine part."
+    "[N,C,P] with mean 0 and deviation 1 of each channel over places: an InstanceNorm without affine part."
     return F.layer_norm(x, x.shape[-1:])
 
 

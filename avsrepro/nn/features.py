@@ -30,7 +30,9 @@ class Features:
     visual: list[torch.Tensor]  # four maps [B,T,C_i,h_i,w_i] from stride 4 to 32
     audio_vector: torch.Tensor  # [B,T,D]
     audio_map: torch.Tensor  # [B,T,Ca,ha,wa]
-    tokens: list[torch.Tensor] | None = None  # [B,T,C] of every stage, from a model that aligns while it encodes
+    tokens: list[torch.Tensor] | None = (
+        None  # [B,T,C] of every stage, from a model that aligns while it encodes
+    )
     valid: torch.Tensor | None = None  # bool [B,T], False for frames that are padding; None: there are none
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> 'Features':

@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from ..core.errors import check, unknown
 from ..core.seeding import rng, seed_everything, seed_of
 from ..metrics.segmentation import BinaryScorer, frame_jaccard, pixel_counts
 from ..metrics.semantic import SemanticScorer
-from ..models.base import AVSModel, Output
+from ..models.base import AVSModel, Output, noisy, noisy_parts
 from ..nn.features import encoder_key
 from ..nn.losses import TERMS, segmentation_loss
 from .batches import Batch, ClipSource, FeatureSource, Silenced, Source, predict
@@ -103,10 +104,12 @@ def batch_loss(model: AVSModel, batch: Batch, config: TrainConfig) -> dict[str, 
 def _predictions(
     model: AVSModel, source: Source | Sequence, batch_size: int, amp: str | None
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    "Logits [B,T,K,H,W], target [B,T,H,W] and ids of every batch."
+    "Logits [B,T,K,H,W], target [B,T,H,W] and ids of every batch; noise, if any, is the same each time."
     source = source if isinstance(source, Source) else ClipSource(source, hear=model.audio.hear)
     model.eval()
-    with torch.inference_mode():
+    draws = any(part.draws() for part in noisy_parts(model))
+    noise = noisy(model, seed_of('noise of an evaluation')) if draws else nullcontext()
+    with torch.inference_mode(), noise:
         for batch in itertools.chain.from_iterable(source.batches(batch_size)):
             logits = predict(model, batch, batch.target.shape[-2:], amp).logits.float()
             yield logits, batch.target.to(logits.device).long(), batch.ids
