@@ -354,8 +354,8 @@ class SelM(_EarlyFusion, _Selection, _HeatLoss, AVSModel):
         for i, (stage, m) in enumerate(zip(self.stages, maps), self.first):
             projected.append(by_clip(stage.project(m.flatten(0, 1), self.tapping(f'stage{i}.', B)), B))
         chosen, sounds = self.select(projected, tokens)
-        for i, x in enumerate(chosen, self.first):
-            self.tap(f'stage{i}.selected', x)
+        chosen = [x.flatten(0, 1) for x in chosen]
+        chosen = [self.tap(f'stage{i}.selected', x, B) for i, x in enumerate(chosen, self.first)]
         sounds = self.tap('heard', sounds.flatten(0, 1), B)
-        z, heats = self.decoder([x.flatten(0, 1) for x in chosen], sounds, self.tapping('', B))
+        z, heats = self.decoder(chosen, sounds, self.tapping('', B))
         return Output(by_clip(resize(z, size, aligned=True), B), dict(heat=[by_clip(h, B) for h in heats]))
