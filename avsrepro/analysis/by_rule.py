@@ -34,7 +34,7 @@ def rule_weight(name: str, shape: Sequence[int]) -> np.ndarray:
         x = x / np.sqrt(np.prod(shape[1:]) if len(shape) > 1 else shape[-1])
     return x.astype(np.float32)
 
-
+# %% ../../nbs/analysis/58_by_rule.ipynb #21b5e83e
 def rule_state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     "A state dict by rule, of names and shapes; without what modules make themselves."
     state = {}

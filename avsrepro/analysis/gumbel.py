@@ -111,7 +111,7 @@ def noise_summary(of: Sequence[Evaluations]) -> dict[str, Interval | float]:
     """What is said of one or several checkpoints; the means of single ones are averaged.
 
     clips: J without noise, over clips. mean, least, largest, spread, reach: of the noisy evaluations.
-    change: their mean less the one without, over clips. gates: deviation of a gate over evaluations, NaN for none.
+    change: their mean less the one without, over clips. gates: deviation of a gate over evaluations, if any.
     pixels: percent that not all evaluations mark alike. clip: deviation of the J of a single clip."""
     each, ids = [f.scores() for f in of], of[0].ids
     spread = deviation([scores.var(ddof=1) for scores in each], len(each[0]))

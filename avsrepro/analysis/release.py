@@ -54,7 +54,7 @@ __all__ = ['COLUMNS', 'Comparison', 'compare_tpavi', 'compare_avsegformer', 'com
 # %% ../../nbs/analysis/61_release.ipynb #7a1c1417
 COLUMNS = ['model', 'case', 'kind', 'name', 'difference']  # kind: output, intermediate, loss or hit map
 
-
+# %% ../../nbs/analysis/61_release.ipynb #a7317362
 class Comparison:
     "Lines of `COLUMNS` for one stored file; what is stored and was not compared can be asked for."
 
@@ -94,7 +94,7 @@ class Comparison:
         "Stored arrays that were not asked for, without the draws from a seed."
         return [k for k in self.stored if k not in self.compared and 'seed0' not in k]
 
-
+# %% ../../nbs/analysis/61_release.ipynb #c4e744b3
 def _flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, float]:
     "Nested dictionaries of losses as one, names joined by '/'."
     found = {}
@@ -118,7 +118,7 @@ def _strided(c: Comparison, case: str, logits: Tensor) -> None:
     (key,) = (k for k in c.stored if k.startswith(f'{case}/logits_stride'))
     c.output(case, key, logits, int(key.rpartition('stride')[2]))
 
-
+# %% ../../nbs/analysis/61_release.ipynb #a37d3dea
 def compare_tpavi(stem: str) -> Comparison:
     "TPAVI of 1 or 71 classes, one and two clips of five frames."
     c, K = Comparison('tpavi', stem), 71 if 'avss' in stem else 1
@@ -174,7 +174,7 @@ def _outputs(c: Comparison, case: str, p: Pass, key: str, stride: int) -> None:
     difference = np.abs(found - c.take(f'{key}_mean_std')).max() / np.abs(c.stored[key]).max()
     c.add(case, 'output', 'mean and deviation', float(difference))
 
-
+# %% ../../nbs/analysis/61_release.ipynb #e0da6dbd
 def compare_ddeseg(stem: str) -> Comparison:
     "DDESeg with heads of 71 classes and of one, and its audio side alone."
     c = Comparison('ddeseg', stem)
@@ -220,7 +220,7 @@ def _hit_maps(c: Comparison, case: str, p: Pass) -> None:
         bits = np.unpackbits(stored)[: len(own)].astype(bool)
         c.add(case, 'hit map', f'layer {j}', float((own != bits).mean()))
 
-
+# %% ../../nbs/analysis/61_release.ipynb #d8b28535
 def compare_selm(stem: str) -> Comparison:
     "SelM on either trunk, one and two clips, 1 or 71 classes."
     c = Comparison('selm', stem)
@@ -273,7 +273,7 @@ def compare_with_release(model: str) -> pd.DataFrame | None:
         found.append(c.table())
     return pd.concat(found, ignore_index=True)
 
-
+# %% ../../nbs/analysis/61_release.ipynb #8195226b
 def by_case(table: pd.DataFrame) -> pd.DataFrame:
     "The largest difference of each kind, by case; of hit maps the share of pixels, in percent."
     wide = table.pivot_table(index='case', columns='kind', values='difference', aggfunc='max', sort=False)

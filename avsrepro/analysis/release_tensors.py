@@ -48,7 +48,7 @@ def watched(model: nn.Module, *paths: str) -> Iterator[dict[str, Any]]:
             hooks.callback(handle.remove)
         yield found
 
-
+# %% ../../nbs/analysis/59_release_tensors.ipynb #cd232938
 @dataclass
 class Pass:
     "One pass of a model."
@@ -68,7 +68,7 @@ class Pass:
         "A tap [B,T,...] as [(B T),...]."
         return self.taps[name].flatten(0, 1)
 
-
+# %% ../../nbs/analysis/59_release_tensors.ipynb #0941c0dd
 def passed(
     model: AVSModel, features: Callable[[], Features], size: tuple[int, int] | None, paths: Mapping[str, str]
 ) -> Pass:
@@ -103,7 +103,7 @@ def tpavi_tensors(p: Pass) -> dict[str, Tensor]:
     found['output_conv.1'] = doubled(found['output_conv.0'], aligned=False)
     return found | dict(logits=p.logits)
 
-
+# %% ../../nbs/analysis/59_release_tensors.ipynb #5aeb7f4b
 def _avm(p: Pass, logits: Tensor, counts: Tensor, rectified: bool = True) -> dict[str, float]:
     "TPAVI's matching loss of the frames that count [N], by level and their mean."
     by_level, K = {}, p.model.num_classes
@@ -139,7 +139,7 @@ def tpavi_losses(p: Pass, target: Tensor) -> dict[str, float]:
         found |= {f'{name}/{k}': v for k, v in these.items()}
     return found
 
-
+# %% ../../nbs/analysis/59_release_tensors.ipynb #3ceda5b6
 def with_background(p: Pass, more: float) -> dict[str, float]:
     "The matching loss with so much added to the logit of the background."
     logits = p.logits.clone()
@@ -256,7 +256,7 @@ def ddeseg_tensors(p: Pass) -> dict[str, Tensor]:
     found['decode_head.linear_fuse.conv'] = p.seen['head.norm<'][0]
     return found | {'decode_head.linear_fuse': p.tap('fus_out')}
 
-
+# %% ../../nbs/analysis/59_release_tensors.ipynb #01225051
 def htsat_tensors(model: AVSModel, mel: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     "What is stored of HTS-AT and of the enhancer for log-mels [N,1,87,64], and the vector [N,768]."
     for m in model.audio.modules():
@@ -294,7 +294,7 @@ for _i in range(4):
 SELM_PATHS |= {f'decoder.layers.{_j}.0': f'decoder.layers.{_j}.mlps.0' for _j in range(3)}
 SELM_PATHS |= {f'decoder.cgattention{_j}.0': f'decoder.layers.{_j - 1}.attend.1' for _j in (1, 2, 3)}
 
-
+# %% ../../nbs/analysis/59_release_tensors.ipynb #bdb2b7b8
 def selm_tensors(p: Pass) -> dict[str, Tensor]:
     "What is stored of SelM, by the official names of either trunk."
     m, pvt = p.model, p.model.visual.name.startswith('pvt')
@@ -323,7 +323,7 @@ def selm_tensors(p: Pass) -> dict[str, Tensor]:
         found[f'decoder.layers.{j - 1}.1'] = m.decoder.position[j - 1].flatten(1).T
     return {k.replace('BCSM', 'tem_att') if pvt else k: x for k, x in found.items()}
 
-
+# %% ../../nbs/analysis/59_release_tensors.ipynb #02b01673
 def selm_losses(p: Pass, target: Tensor) -> dict[str, float]:
     "SelM's loss and its terms, by their stored names; S4 counts the first frame of each clip."
     which = torch.ones(target.shape[:2], dtype=torch.bool)

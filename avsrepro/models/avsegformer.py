@@ -118,9 +118,20 @@ def _check_sizes(o: AVSegFormerOptions) -> None:
     there = o.queries >= 1 and o.layers >= 1
     check(there, f"{o.queries} queries and {o.layers} layers; expected at least 1 of each.")
 
+# %% ../../nbs/models/40_avsegformer.ipynb #7a1c05d4
+class _Start:
+    "Initial values; a mixin of `AVSegFormer`."
+
+    def reset_head(self) -> None:
+        "Initial values of all that is not an encoder or the sound's projection (detail 14)."
+        nn.init.xavier_uniform_(self.learned)
+        parts = 'generator', 'encoder', 'decoder', 'lateral', 'smooth', 'mixer', 'mlp', 'head', 'dead'
+        xavier(*filter(None, (getattr(self, name) for name in parts)))
+        nn.init.normal_(self.encoder.level)
+
 # %% ../../nbs/models/40_avsegformer.ipynb #4540f8d3
 @register_model('avsegformer')
-class AVSegFormer(_MixerLoss, QueryMasks, AVSModel):
+class AVSegFormer(_Start, _MixerLoss, QueryMasks, AVSModel):
     "AVSegFormer, by its released code (`spec='code'`) or its description: another mixer, nothing dead."
 
     Options = AVSegFormerOptions
@@ -149,13 +160,6 @@ class AVSegFormer(_MixerLoss, QueryMasks, AVSModel):
         self.mlp, self.head = pixel_mlp(o.queries, o.pixel_mlp or 8 * dim, dim), MaskHead(dim, K)
         self.dead = DeadModules(dim, K) if self.spec == 'code' else None
         self.reset_head()
-
-    def reset_head(self) -> None:
-        "Initial values of all that is not an encoder or the sound's projection (detail 14)."
-        nn.init.xavier_uniform_(self.learned)
-        parts = 'generator', 'encoder', 'decoder', 'lateral', 'smooth', 'mixer', 'mlp', 'head', 'dead'
-        xavier(*filter(None, (getattr(self, name) for name in parts)))
-        nn.init.normal_(self.encoder.level)
 
     def tap_names(self) -> list[str]:
         "queries, decoded [B,T,Q,C]; memory8, ..., mask_feature, mixed, query_maps, fus_out [B,T,C,h,w]."

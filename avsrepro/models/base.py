@@ -22,7 +22,7 @@ from ..nn.features import Features
 
 # %% auto #0
 __all__ = ['MODELS', 'Tap', 'Output', 'by_clip', 'register_model', 'untapped', 'Tapping', 'Tapped', 'NoOptions', 'HasOptions',
-           'Noisy', 'noisy_parts', 'noisy', 'AVSModel', 'any_class', 'check_inputs']
+           'DrawsNoise', 'noisy_parts', 'noisy', 'AVSModel', 'any_class', 'check_inputs']
 
 # %% ../../nbs/models/10_base.ipynb #3db6ca0e
 @dataclass
@@ -132,7 +132,7 @@ class HasOptions:
         return options
 
 # %% ../../nbs/models/10_base.ipynb #7a1c0602
-class Noisy:
+class DrawsNoise:
     "A part that draws noise; a mixin for modules."
 
     noise: str = 'train'  # when: or 'always', 'never'
@@ -142,11 +142,11 @@ class Noisy:
         return self.noise == 'always' or self.noise == 'train' and self.training
 
 
-def noisy_parts(model: nn.Module) -> list[Noisy]:
+def noisy_parts(model: nn.Module) -> list[DrawsNoise]:
     "Those of a model that may draw noise."
-    return [m for m in model.modules() if isinstance(m, Noisy)]
+    return [m for m in model.modules() if isinstance(m, DrawsNoise)]
 
-
+# %% ../../nbs/models/10_base.ipynb #dba3ec5c
 @contextmanager
 def noisy(model: nn.Module, seed: int | None) -> Iterator[None]:
     """Inside the block a model draws its noise always, from a seed; or never, for None.

@@ -315,9 +315,30 @@ class _AbsentClassesLoss:
         kw = dict(smooth=1e-5, classes='all', sums=overlap_sums(*given))
         return dict(dice_all=dice_loss(*given, **kw), iou_all=iou_loss(*given, **kw))
 
+# %% ../../nbs/models/55_ddeseg.ipynb #7a1c0604
+class _Said:
+    "What a model says of itself; a mixin of `DDESeg`."
+
+    def dead_parameters(self) -> list[str]:
+        """What the code builds and never calls: the output maps of its attentions, a norm (detail 14).
+
+        And the biases that all tokens share, where the scores are a softmax over them."""
+        o, dead = self.options, ()
+        if not o.project:
+            dead += ('eliminate.attend.o.weight', 'eliminate.attend.o.bias', '.maps.o.weight', '.maps.o.bias')
+        if o.fusions == 'stage':
+            dead += ('.norm.weight', '.norm.bias')
+        if o.scoring == 'sum':
+            dead += ('eliminate.attend.o.bias', 'eliminate.score.bias')
+        return [n for n, _ in self.named_parameters() if n.startswith('stages.') and n.endswith(dead)]
+
+    def mixes_clips(self) -> str | None:
+        o = self.options
+        return 'noise is drawn in testing too' if o.gumbel == 'always' and o.elimination == 'gs' else None
+
 # %% ../../nbs/models/55_ddeseg.ipynb #c146d61d
 @register_model('ddeseg')
-class DDESeg(_DerivedTokens, _Listening, _OnLevels, _Placed, _InTrunk, _AbsentClassesLoss, AVSModel):
+class DDESeg(_DerivedTokens, _Listening, _OnLevels, _Placed, _InTrunk, _AbsentClassesLoss, _Said, AVSModel):
     "DDESeg, as described (`spec='paper'`) or as its released code does it (`spec='code'`)."
 
     Options, specs, choices, needs = DDESegOptions, DDESEG_SPECS, DDESEG_CHOICES, ('memory',)
@@ -349,23 +370,6 @@ class DDESeg(_DerivedTokens, _Listening, _OnLevels, _Placed, _InTrunk, _AbsentCl
         self.head = SegFormerHead(widths, o.head_dim or o.dim or 768, self.num_classes, o.dropout)
         if o.loss_classes == 'all':
             self.loss = MappingProxyType(dict(ce=5.0, dice_all=5.0, iou_all=2.0))
-
-    def dead_parameters(self) -> list[str]:
-        """What the code builds and never calls: the output maps of its attentions, a norm (detail 14).
-
-        And the biases that all tokens share, where the scores are a softmax over them."""
-        o, dead = self.options, ()
-        if not o.project:
-            dead += ('eliminate.attend.o.weight', 'eliminate.attend.o.bias', '.maps.o.weight', '.maps.o.bias')
-        if o.fusions == 'stage':
-            dead += ('.norm.weight', '.norm.bias')
-        if o.scoring == 'sum':
-            dead += ('eliminate.attend.o.bias', 'eliminate.score.bias')
-        return [n for n, _ in self.named_parameters() if n.startswith('stages.') and n.endswith(dead)]
-
-    def mixes_clips(self) -> str | None:
-        o = self.options
-        return 'noise is drawn in testing too' if o.gumbel == 'always' and o.elimination == 'gs' else None
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or at the finest map's resolution if None."

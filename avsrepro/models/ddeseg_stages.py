@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Noisy
+from .base import DrawsNoise
 from ..nn.layers import Attention, resize, split_heads
 
 # %% auto #0
@@ -27,7 +27,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 # %% ../../nbs/models/54_ddeseg_stages.ipynb #efba3d36
-class Clusters(Noisy, nn.Module):
+class Clusters(DrawsNoise, nn.Module):
     "Visual features to K centres ('refined'), or a mixture of them at each pixel ('mixture'); Eqs. 13, 14."
 
     def __init__(

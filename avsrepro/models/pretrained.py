@@ -38,7 +38,7 @@ def _fits(model: AVSModel, arguments: Mapping[str, Any]) -> None:
         same = name in own and name in again and own[name].shape == again[name].shape
         check(same, f"the arguments {dict(arguments)} make another model: its '{name}' differs.")
 
-
+# %% ../../nbs/models/74_pretrained.ipynb #e75122b4
 def save_pretrained(
     model: AVSModel,
     folder: str | Path,  # a new one
@@ -75,7 +75,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     check(known, f'{file}: expected the config.json of a model that save_pretrained wrote.')
     return dict(arguments=config['arguments'], record=config['record'])
 
-
+# %% ../../nbs/models/74_pretrained.ipynb #fab988f0
 def from_pretrained(folder: str | Path, **options: Any) -> AVSModel:
     "The model in a folder, in evaluation mode; `InputError` for a folder or options that do not fit."
     arguments = read_config(folder)['arguments'] | options

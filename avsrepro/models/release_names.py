@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.errors import check, unknown
 
 # %% auto #0
-__all__ = ['CHANGES', 'DERIVED', 'Line', 'release_map', 'released_models', 'line_of', 'in_our_names', 'official_name',
+__all__ = ['REARRANGEMENTS', 'DERIVED', 'Line', 'release_map', 'released_models', 'line_of', 'in_our_names', 'official_name',
            'in_official_names']
 
 # %% ../../nbs/models/70_release_names.ipynb #7a1c1006
@@ -38,7 +38,7 @@ def _pattern(official: str) -> re.Pattern:
             found += rf'(?P<{name}>\d+)' if len(name) == 1 else rf'(?P<{name}>\w+?)'
     return re.compile(found)
 
-
+# %% ../../nbs/models/70_release_names.ipynb #dbceb492
 def _filled(ours: str, found: Mapping[str, str]) -> str:
     "Our side of a line with what the official name has in its braces."
 
@@ -52,7 +52,7 @@ def _filled(ours: str, found: Mapping[str, str]) -> str:
     return filled.replace('*', found['rest']) if '*' in filled else filled
 
 # %% ../../nbs/models/70_release_names.ipynb #7a1c1008
-CHANGES = {
+REARRANGEMENTS = {
     '': 'as it is',
     'unused': 'nothing here corresponds to it',
     'reshape': 'dimensions of 1 come or go',
@@ -61,14 +61,14 @@ CHANGES = {
     'blocks reversed': 'four blocks of the second dimension in reverse order',
 }
 
-
+# %% ../../nbs/models/70_release_names.ipynb #1489a209
 @dataclass(frozen=True)
 class Line:
     "A line of a map."
 
     official: str
     ours: str  # two names with ';' between for 'halves', none for 'unused'
-    change: str  # one of `CHANGES`
+    change: str  # one of `REARRANGEMENTS`
     role: str  # what the weight is for
 
     def names(self, official: str) -> tuple[str, ...] | None:
@@ -86,7 +86,7 @@ def _maps() -> Path:
     "The folder of the maps."
     return Path(str(files('avsrepro') / 'models' / 'release_maps'))
 
-
+# %% ../../nbs/models/70_release_names.ipynb #39152cc0
 @cache
 def release_map(model: str) -> tuple[Line, ...]:
     "The map of a released model; `InputError` for one without."
@@ -125,7 +125,7 @@ def _changed(change: str, value: Tensor, shapes: Sequence[torch.Size]) -> list[T
         return [turned.reshape(shapes[0])]
     return [value]
 
-
+# %% ../../nbs/models/70_release_names.ipynb #15a79abb
 def in_our_names(
     model: str,  # one of `released_models()`
     state: Mapping[str, Tensor],  # in official names
@@ -178,7 +178,7 @@ def _official(line: Line, ours: str, name: str) -> str | None:
     official = re.sub(r'\{(\w+)\}', lambda b: words[b[1]], line.official)
     return official.removesuffix('*') + found[len(braces) + 1] if ours.endswith('*') else official
 
-
+# %% ../../nbs/models/70_release_names.ipynb #13cea8fa
 def official_name(model: str, name: str) -> str:
     "What the release calls a weight of ours; our own name if no line makes it."
     for line in release_map(model):

@@ -23,7 +23,7 @@ from .release_names import DERIVED, in_our_names, official_name, release_map
 from ..nn.encoders import read_weights
 
 # %% auto #0
-__all__ = ['without_prefix', 'read_released', 'Release', 'recognise', 'load_released', 'frames_of', 'read_bank', 'convert']
+__all__ = ['without_prefix', 'read_released', 'Release', 'recognise', 'load_released', 'release_size', 'read_bank', 'convert']
 
 # %% ../../nbs/models/72_released.ipynb #7a1c1206
 _PREFIXES = ('module.', '_orig_mod.', 'model.', 'net.')
@@ -67,7 +67,7 @@ def _rows(state: Mapping[str, Tensor], name: str, source: str | Path) -> int:
     check(name in state, f"{source}: expected a weight '{name}', found none.")
     return len(state[name])
 
-
+# %% ../../nbs/models/72_released.ipynb #7b112ac4
 def _of_tpavi(state: Mapping[str, Tensor], source: str | Path) -> Release:
     pvt = any('patch_embed1.' in k for k in state)
     classes = _rows(state, 'output_conv.4.weight', source)
@@ -91,7 +91,7 @@ def _of_selm(state: Mapping[str, Tensor], source: str | Path) -> Release:
     options = dict(image_size=size, doublings=doublings, inside=True)
     return Release('selm', 'pvt_v2_b5' if pvt else 'resnet50', classes, size, options=options)
 
-
+# %% ../../nbs/models/72_released.ipynb #c97f1604
 def _of_ddeseg(state: Mapping[str, Tensor], source: str | Path) -> Release:
     classes = _rows(state, 'decode_head.linear_pred.weight', source)
     hears = any(k.startswith('audio_model.patch_embed.') for k in state)
@@ -145,13 +145,13 @@ def load_released(path: str | Path, model: AVSModel) -> Release:
 _SETTINGS = {'s4': 1, 'ms3': 1, 'avss': 71, 'vpo-ss': 22, 'vpo-ms': 22, 'vpo-msmi': 22}  # -> classes
 
 
-def frames_of(release: Release, setting: str) -> int:
+def release_size(release: Release, setting: str) -> int:
     "The size of the frames that a release was trained and tested on (reference facts, section 3)."
     if release.size is not None:
         return release.size
     return 512 if release.model == 'avsegformer' and setting in ('s4', 'ms3') else 224
 
-
+# %% ../../nbs/models/72_released.ipynb #8175195e
 def read_bank(path: str | Path) -> Tensor:
     "DDESeg's bank of clean sounds, [classes, vectors, 768]; `InputError` if a file holds none."
     import numpy as np
@@ -197,7 +197,7 @@ def _check_asked(release: Release, model: str | None, setting: str, path: str | 
     expected = f'{setting} has {_SETTINGS[setting]} class(es), with background if several'
     check(release.classes == _SETTINGS[setting], f'{path}: is {release}; {expected}.')
 
-
+# %% ../../nbs/models/72_released.ipynb #046077c8
 def convert(
     path: str | Path,  # a released checkpoint
     out: str | Path,  # a new folder
@@ -222,7 +222,7 @@ def convert(
     load_released(path, made)
     if sounds is not None:
         _remember(made, sounds)
-    size = frames_of(release, setting)
+    size = release_size(release, setting)
     record = dict(checkpoint=Path(path).name, release=str(release), setting=setting, frames=[size, size])
     save_pretrained(made, out, arguments, record)
     return release

@@ -23,7 +23,7 @@ from ..nn.layers import resize
 from ..nn.losses import dice_loss
 
 # %% auto #0
-__all__ = ['SELM_SPECS', 'SELM_CHOICES', 'SelMOptions', 'own_weights', 'dead_of_selm', 'SelM']
+__all__ = ['SELM_SPECS', 'SELM_CHOICES', 'SelMOptions', 'own_weights', 'SelM']
 
 # %% ../../nbs/models/50_selm.ipynb #37c3cf8f
 @dataclass(frozen=True)
@@ -279,23 +279,47 @@ def _dead_in_layer(o: SelMOptions, layer: AVLayer, last: bool) -> list[str]:
         dead += [f'mlps.{i}.3.bias' if kind == 'audio' else f'attend.{i}.mlp.3.bias']
     return dead
 
+# %% ../../nbs/models/50_selm.ipynb #7a1c05f4
+class _Said:
+    "What a model says of itself; a mixin of `SelM`."
 
-def dead_of_selm(model: AVSModel) -> list[str]:
-    "Names of a SelM's parameters that no output depends on, where they start (detail 15)."
-    o, dead = model.options, []
-    for i, stage in enumerate(model.stages):
-        dead += [f'stages.{i}.{name}' for name in _dead_in_stage(stage)]
-    if isinstance(model.decoder, CLEVER):
-        for j, layer in enumerate(model.decoder.layers, 1):
-            last = j == o.layers and model.num_classes == 1
-            dead += [f'decoder.layers.{j - 1}.{name}' for name in _dead_in_layer(o, layer, last)]
-    if o.clever == 'no_video':
-        dead += ['decoder.position.']
-    return [n for n, _ in model.named_parameters() if n.startswith(tuple(dead))]
+    def dead_parameters(self) -> list[str]:
+        "What no output depends on, where it starts (detail 15)."
+        o, dead = self.options, []
+        for i, stage in enumerate(self.stages):
+            dead += [f'stages.{i}.{name}' for name in _dead_in_stage(stage)]
+        if isinstance(self.decoder, CLEVER):
+            for j, layer in enumerate(self.decoder.layers, 1):
+                last = j == o.layers and self.num_classes == 1
+                dead += [f'decoder.layers.{j - 1}.{name}' for name in _dead_in_layer(o, layer, last)]
+        if o.clever == 'no_video':
+            dead += ['decoder.position.']
+        return [n for n, _ in self.named_parameters() if n.startswith(tuple(dead))]
+
+    def mixes_clips(self) -> str | None:
+        o = self.options
+        if o.bcsm != 'none' and (o.slip or o.joined and self.num_classes > 1):
+            return 'gates of one clip meet frames of another, or sounds are one sequence (detail 6)'
+        hard = o.assignment == 'hard' and o.clever not in ('no_video', 'avsegformer')
+        return 'noise is drawn in testing too (detail 11)' if hard and o.noise == 'always' else None
+
+    def tap_names(self) -> list[str]:
+        """Per stage (1 finest to 4 coarsest) maps [B,T,C_i,h,w] and tokens, per layer of CLEVER two maps.
+
+        heard are the selected sounds [B,T,S,C], decoded the tokens [B,T,Q,C], fus_out [B,T,C,h,w] what the
+        mask is made of.
+        """
+        of_stage, names = ('visual', 'aligned', 'tokens', 'projected', 'selected'), []
+        for i in range(self.first, 5):
+            names += [f'stage{i}.{n}' for n in of_stage]
+        if not isinstance(self.decoder, SingleLevel):
+            for j, layer in enumerate(self.decoder.layers, 1):
+                names += [f'layer{j}.mixed'] + [f'layer{j}.heat'] * ('video' in layer.kinds)
+        return names + ['heard', 'decoded', 'fus_out']
 
 # %% ../../nbs/models/50_selm.ipynb #9e2fee3a
 @register_model('selm')
-class SelM(_EarlyFusion, _Selection, _HeatLoss, AVSModel):
+class SelM(_EarlyFusion, _Selection, _HeatLoss, _Said, AVSModel):
     "SelM (paper, section 4; facts, sections 0.7, 4 and 6). `InputError` for options out of range."
 
     Options, specs, choices = SelMOptions, SELM_SPECS, SELM_CHOICES
@@ -318,31 +342,6 @@ class SelM(_EarlyFusion, _Selection, _HeatLoss, AVSModel):
         self.own = own_weights(o.clever, o.layers) if o.auxiliary else {}
         dice = dict(dice_squared=1.0) if o.dice and self.num_classes == 1 else {}
         self.loss = MappingProxyType(dice | dict(ce=1.0) | self.own)
-
-    def dead_parameters(self) -> list[str]:
-        "What no output depends on (detail 15)."
-        return dead_of_selm(self)
-
-    def mixes_clips(self) -> str | None:
-        o = self.options
-        if o.bcsm != 'none' and (o.slip or o.joined and self.num_classes > 1):
-            return 'gates of one clip meet frames of another, or sounds are one sequence (detail 6)'
-        hard = o.assignment == 'hard' and o.clever not in ('no_video', 'avsegformer')
-        return 'noise is drawn in testing too (detail 11)' if hard and o.noise == 'always' else None
-
-    def tap_names(self) -> list[str]:
-        """Per stage (1 finest to 4 coarsest) maps [B,T,C_i,h,w] and tokens, per layer of CLEVER two maps.
-
-        heard are the selected sounds [B,T,S,C], decoded the tokens [B,T,Q,C], fus_out [B,T,C,h,w] what the
-        mask is made of.
-        """
-        of_stage, names = ('visual', 'aligned', 'tokens', 'projected', 'selected'), []
-        for i in range(self.first, 5):
-            names += [f'stage{i}.{n}' for n in of_stage]
-        if not isinstance(self.decoder, SingleLevel):
-            for j, layer in enumerate(self.decoder.layers, 1):
-                names += [f'layer{j}.mixed'] + [f'layer{j}.heat'] * ('video' in layer.kinds)
-        return names + ['heard', 'decoded', 'fus_out']
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or as the decoder makes them if None."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import check
-from .base import Noisy, Tap, untapped
+from .base import DrawsNoise, Tap, untapped
 from ..nn.deformable import flatten_levels
 from ..nn.layers import conv_norm, group_norm, resize
 from avsrepro.nn.queries import (
@@ -60,7 +60,7 @@ def hard_shares(S: Tensor, noise: bool) -> Tensor:
     return hard + soft - soft.detach() if soft.requires_grad else hard
 
 # %% ../../nbs/models/48_selm_clever.ipynb #2a361e1d
-class VideoAttention(Noisy, nn.Module):
+class VideoAttention(DrawsNoise, nn.Module):
     "Tokens q [N,Q,C] that look at pixels x [N,C,P] with positions p [C,P] (details 9, 11, 13)."
 
     def __init__(self, dim: int, assignment: str = 'soft', noise: str = 'train'):
@@ -151,7 +151,7 @@ class Projector(nn.Module):
             x = F.relu(step(resize(x, tuple(2 * n for n in x.shape[-2:]))))
         return self.out(x)
 
-
+# %% ../../nbs/models/48_selm_clever.ipynb #8d0ff3c9
 def dot_masks(q: Tensor, x: Tensor, num_classes: int) -> Tensor:
     "Tokens [N,Q,C] times pixels of x [N,C,h,w]; binary, the difference of the two: [N,K,h,w]."
     w = q / x.shape[1] ** 0.5
@@ -173,13 +173,13 @@ def dynamic_masks(q: Tensor, x: Tensor, num_classes: int, head: nn.Linear) -> Te
         z = z + w[:, C:, None]
     return z.unflatten(2, x.shape[-2:])
 
-# %% ../../nbs/models/48_selm_clever.ipynb #877be1c7
+# %% ../../nbs/models/48_selm_clever.ipynb #7a1c05e4
 def mixer_of(dim: int) -> nn.Sequential:
     "Two maps together, [N,2C,h,w] to [N,C,h,w]: twice a 3x3 convolution, GroupNorm and ReLU (detail 7)."
     first, second = (nn.Conv2d(i * dim, dim, 3, padding=1) for i in (2, 1))
     return nn.Sequential(first, group_norm(dim, 8), nn.ReLU(), second, group_norm(dim, 8), nn.ReLU())
 
-
+# %% ../../nbs/models/48_selm_clever.ipynb #877be1c7
 class CLEVER(nn.Module):
     "Cross-Level Reasoning decoder (section 4.4; details 7-12)."
 

@@ -61,7 +61,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Ten
     "One head: queries [N,C,P], keys [N,C,R] and values [N,D,R] to [N,D,P]."
     return F.scaled_dot_product_attention(q.mT, k.mT, v.mT, scale=scale).mT
 
-
+# %% ../../nbs/models/46_selm_stages.ipynb #229bf061
 class MapAttends(nn.Module):
     "The release's A2V: a map x [N,C,P] attends to the token y [N,D,1], in vain (detail 4)."
 
@@ -82,7 +82,7 @@ class MapAttends(nn.Module):
         g = self.out(self.own(x) * self.heard(x, y))
         return torch.addcmul(x, self.gate(g.mT).mT, g)
 
-
+# %% ../../nbs/models/46_selm_stages.ipynb #212628f5
 class TokenAttends(nn.Module):
     "The release's V2A: a token x [N,D,1] attends to a map y [N,C,R] (detail 4)."
 
@@ -254,7 +254,7 @@ def stack(dim: int, blocks: int, **block: Any) -> nn.Sequential:
     "Blocks of `SequenceBlock` and a linear map: [B,T,C] to [B,T,C]."
     return nn.Sequential(*(SequenceBlock(dim, **block) for _ in range(blocks)), nn.Linear(dim, dim))
 
-
+# %% ../../nbs/models/46_selm_stages.ipynb #a22317eb
 class BCSM(nn.Module):
     """Bidirectional Conditioned Selective Mechanism of one stage (section 4.3; Table 7).
 
