@@ -25,7 +25,7 @@ from avsrepro.analysis.exchange import (
     relative,
     with_partners,
 )
-from ..models.base import AVSModel, noisy
+from ..models.base import AVSModel, same_noise
 from ..train.batches import Batch, Source
 
 # %% ../../nbs/analysis/66_alignment.ipynb #c05c116e
@@ -74,9 +74,9 @@ class Passes(NamedTuple):
 def three_passes(model: AVSModel, own: Batch, other: Batch) -> Passes:
     """A batch with its own sound, with the other one, and with the other one in the alignment alone.
 
-    Without noise, which would move masks as well."""
+    What noise there is, is the same in all three."""
     tokens = {}
-    with noisy(model, None):
+    with same_noise(model):
         with model.taps('stage?.visual', 'stage?.aligned') as before:
             first = mask_logits(model, own)
         with model.taps('stage?.aligned') as after, alignment_sounds(model, tokens):

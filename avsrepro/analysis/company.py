@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from .exchange import by_frame, frame_J, mask_logits
-from ..models.base import AVSModel, noisy
+from ..models.base import AVSModel, same_noise
 from ..models.selm_stages import slipped
 from ..train.batches import Source
 
@@ -56,10 +56,10 @@ def masks_in(
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """For each clip that the batches hold its probabilities `[T,H,W]` and J in percent of each frame `[T]`.
 
-    Without noise, which would move masks as well."""
+    What noise there is, is the same for every frame, so that company alone moves masks."""
     at, found = {name: k for k, name in enumerate(source.ids)}, {}
     for batch in chain.from_iterable(source.load(b) for b in batches):
-        with noisy(model, None):
+        with same_noise(model):
             z = mask_logits(model, batch)
         for name, p, J in zip(batch.ids, z.sigmoid().cpu().numpy(), frame_J(z, batch.target)):
             found[at[name]] = p, J

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -43,13 +44,14 @@ from avsrepro.analysis.release_tensors import (
     with_background,
 )
 from ..core.errors import check, unknown
-from ..core.paths import find_shared
+from ..core.identity import environment
+from ..core.paths import atomic_path, find_shared, results_dir
 from ..models.registry import create_model
 from ..nn.features import Features
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Comparison', 'compare_tpavi', 'compare_avsegformer', 'compare_ddeseg', 'compare_selm',
-           'compare_with_release', 'by_case']
+           'compare_with_release', 'by_case', 'show_release']
 
 # %% ../../nbs/analysis/61_release.ipynb #7a1c1417
 COLUMNS = ['model', 'case', 'kind', 'name', 'difference']  # kind: output, intermediate, loss or hit map
@@ -280,3 +282,19 @@ def by_case(table: pd.DataFrame) -> pd.DataFrame:
     counts = table.groupby('case', sort=False).name.count().rename('compared')
     shown = wide.map(lambda v: '' if np.isnan(v) else f'{v:.1e}')
     return shown.join(counts)
+
+# %% ../../nbs/analysis/61_release.ipynb #7a1c1521
+def show_release(model: str) -> pd.DataFrame:
+    """The comparison of a model by case, made now and kept; without the golden data the one that was kept.
+
+    `InputError` if there is neither."""
+    table, file = compare_with_release(model), results_dir('release', f'{model}.csv')
+    if table is not None:
+        with atomic_path(file) as tmp:
+            table.to_csv(tmp, index=False, float_format='%.3g')
+        written = datetime.now(timezone.utc).isoformat(timespec='seconds')
+        made = dict(command=f"show_release('{model}')", written=written, environment=environment())
+        with atomic_path(file.with_suffix('.json')) as tmp:
+            tmp.write_text(json.dumps(made, indent=1) + '\n', encoding='utf-8')
+    check(file.is_file(), f'{file}: not there, and no golden data to make it from.')
+    return by_case(pd.read_csv(file))

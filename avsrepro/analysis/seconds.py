@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .exchange import by_frame, frame_J, mask_logits
 from ..core.seeding import rng
-from ..models.base import AVSModel, noisy
+from ..models.base import AVSModel, same_noise
 from ..nn.features import Features
 from ..train.batches import Batch, Source
 
@@ -91,10 +91,11 @@ def both_ways(model: AVSModel, source: Source, change: Callable) -> float:
     "Largest difference of the first clip's logits between both ways, relative to the largest logit."
     (batch,) = source.load([0])
     order, place = change(batch.ids, batch.target.shape[1])
-    with reordered(model, order, place):
-        short = mask_logits(model, batch)
-    seconds = enumerate(zip(order[0], place))
-    long = [mask_logits(model, seconds_of(batch, given))[:, at] for t, (given, at) in seconds]
+    seconds = [(seconds_of(batch, given), at) for given, at in zip(order[0], place)]
+    with same_noise(model):
+        with reordered(model, order, place):
+            short = mask_logits(model, batch)
+        long = [mask_logits(model, cut)[:, at] for cut, at in seconds]
     return ((torch.stack(long, 1) - short).abs().max() / short.abs().max().clamp_min(1e-6)).item()
 
 # %% ../../nbs/analysis/67_seconds.ipynb #57eaa6a4
@@ -112,11 +113,11 @@ def without_the_others(model: AVSModel, source: Source, batch_size: int) -> pd.D
     parts = []
     for batch in chain.from_iterable(source.batches(batch_size)):
         T = batch.target.shape[1]
-        with noisy(model, None):
+        with same_noise(model):
             own = mask_logits(model, batch)
         for name, change in (('own', None), *CHANGES.items()):
             order = reordered(model, *change(batch.ids, T)) if change else nullcontext()
-            with order, noisy(model, None):
+            with order, same_noise(model):
                 z = mask_logits(model, batch)
             lines = by_frame(batch.ids, _in_condition(z, own, batch.target))
             lines = lines.rename(columns=dict(frame='second')).assign(second=lines.frame + 1)

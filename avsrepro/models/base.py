@@ -17,12 +17,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..core.errors import check, known_keys, unknown
+from ..core.seeding import seed_of
 from ..data.layouts import VOID
 from ..nn.features import Features
 
 # %% auto #0
 __all__ = ['MODELS', 'Tap', 'Output', 'by_clip', 'register_model', 'untapped', 'Tapping', 'Tapped', 'NoOptions', 'HasOptions',
-           'DrawsNoise', 'noisy_parts', 'noisy', 'AVSModel', 'any_class', 'check_inputs']
+           'DrawsNoise', 'noisy_parts', 'noisy', 'same_noise', 'AVSModel', 'any_class', 'check_inputs']
 
 # %% ../../nbs/models/10_base.ipynb #3db6ca0e
 @dataclass
@@ -136,10 +137,18 @@ class DrawsNoise:
     "A part that draws noise; a mixin for modules."
 
     noise: str = 'train'  # when: or 'always', 'never'
+    seed: int | None = None  # of noise that is one draw for all frames, the same in every pass
 
     def draws(self) -> bool:
         "Whether the next pass has noise."
         return self.noise == 'always' or self.noise == 'train' and self.training
+
+    def gumbel(self, like: Tensor) -> Tensor:
+        "Gumbel(0, 1) noise of the shape of `like` [N,...]."
+        if self.seed is None:
+            return -torch.empty_like(like).exponential_().log()
+        g = torch.Generator(like.device).manual_seed(self.seed)
+        return -torch.empty_like(like[:1]).exponential_(generator=g).log().expand_as(like)
 
 
 def noisy_parts(model: nn.Module) -> list[DrawsNoise]:
@@ -164,6 +173,19 @@ def noisy(model: nn.Module, seed: int | None) -> Iterator[None]:
         finally:
             for m, noise in zip(parts, before):
                 m.noise = noise
+
+# %% ../../nbs/models/10_base.ipynb #7a1c0605
+@contextmanager
+def same_noise(model: nn.Module) -> Iterator[None]:
+    "Inside the block a model that draws noise draws the same for every frame and in every pass."
+    parts = noisy_parts(model)
+    for k, part in enumerate(parts):
+        part.seed = seed_of('the same noise', k)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.seed = None
 
 # %% ../../nbs/models/10_base.ipynb #001177bc
 class _Encoders(nn.Module):

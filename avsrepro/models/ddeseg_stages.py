@@ -43,7 +43,7 @@ class Clusters(DrawsNoise, nn.Module):
         if self.soft_kmeans:
             z = 2 * z - _wide(self.centres).square().sum(-1)
         elif self.draws():
-            z = z - torch.empty_like(z).exponential_().log()
+            z = z + self.gumbel(z)
         return (z / self.temperature).softmax(-1).to(V.dtype)
 
     def forward(self, V: Tensor) -> Tensor:

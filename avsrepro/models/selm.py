@@ -32,9 +32,7 @@ class SelMOptions:
 
     dim: int = 256  # channels of every token and of what the decoder reads
     levels: int = 4  # coarsest visual levels used; 3 leaves out the finest
-    inside: bool | None = (
-        None  # DAM between the trunk's stages; None: where possible and the trunk is trained
-    )
+    inside: bool | None = None  # DAM between the trunk's stages; None: where possible and that is trained
     dam: str = 'dam'  # Tables 3, 4: or 'add', 'concat', 'none'
     dam_direction: str = 'both'  # Table 6: or 'a2v', 'v2a'
     bcsm: str = 'both'  # Tables 3, 7: or 'a2v', 'v2a', 'none'
@@ -73,7 +71,7 @@ SELM_SPECS: Mapping[str, Mapping[str, Any]] = dict(
         joined=False,
         hearing='all',
         assignment='soft',
-        noise='never',
+        noise='train',
         head='dot',
         position='sine',
     ),
@@ -109,7 +107,7 @@ SELM_CHOICES: Mapping[str, tuple] = dict(
     joined=(False, True),
     hearing=('all', 'last'),
     assignment=('soft', 'hard'),
-    noise=('never', 'train', 'always'),
+    noise=('train', 'always', 'never'),
     head=('dot', 'dynamic'),
     position=('sine', 'learned'),
 )

@@ -51,13 +51,11 @@ class SoundAttention(nn.Module):
         return self.o(F.scaled_dot_product_attention(self.q(q), self.k(s), self.v(s)))
 
 # %% ../../nbs/models/48_selm_clever.ipynb #805f549c
-def hard_shares(S: Tensor, noise: bool) -> Tensor:
-    "Each pixel's one token of S [N,Q,P], drawn with noise or the likeliest; the gradient is the softmax's."
-    if noise:
-        return F.gumbel_softmax(S, hard=True, dim=1)
+def hard_shares(S: Tensor) -> Tensor:
+    "Each pixel's one token of S [N,Q,P], the one with the largest; the gradient is the softmax's."
     soft = S.softmax(1)
     hard = torch.zeros_like(S).scatter_(1, S.argmax(1, keepdim=True), 1.0)
-    return hard + soft - soft.detach() if soft.requires_grad else hard
+    return hard - soft.detach() + soft if soft.requires_grad else hard
 
 # %% ../../nbs/models/48_selm_clever.ipynb #2a361e1d
 class VideoAttention(DrawsNoise, nn.Module):
@@ -77,7 +75,8 @@ class VideoAttention(DrawsNoise, nn.Module):
             S = q @ k.mT / q.shape[-1] ** 0.5
             return S.softmax(-1), S[:, 1:].logsumexp(1) - S[:, 0]
         S = F.normalize(q.float(), dim=-1) @ F.normalize(k.float(), dim=-1).mT
-        share = hard_shares(S / self.tau.clamp(max=0).exp(), self.draws())
+        S = S / self.tau.clamp(max=0).exp()
+        share = hard_shares(S + self.gumbel(S) if self.draws() else S)
         return share / (share.sum(-1, keepdim=True) + 1), share[:, -1]
 
     def forward(self, q: Tensor, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
