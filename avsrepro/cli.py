@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'runs_app', 'Paper', 'Only', 'ProfileName', 'Change', 'Data', 'Seeds', 'Jobs', 'DryRun',
-           'Parameter', 'Checkpoint', 'SettingName', 'ModelName', 'AudioFile', 'Bank', 'Settings', 'Style', 'Train',
+           'Parameter', 'Checkpoint', 'SettingName', 'ModelName', 'AudioFile', 'BankFile', 'Settings', 'Style', 'Train',
            'main', 'common', 'chosen_experiments', 'write_pages', 'reproduce', 'convert_checkpoint', 'data_make',
            'data_check', 'runs_list', 'runs_import', 'runs_clear']
 
@@ -192,7 +192,7 @@ AudioFile = Annotated[
 ]
 
 
-Bank = Annotated[
+BankFile = Annotated[
     Path | None, typer.Option(help='Clean sounds of DDESeg, an array [classes, vectors, 768]: .npy or .pth.')
 ]
 
@@ -204,7 +204,7 @@ def convert_checkpoint(
     setting: SettingName,
     model: ModelName = None,
     audio: AudioFile = None,
-    bank: Bank = None,
+    bank: BankFile = None,
 ) -> None:
     "Make a model's folder of a released checkpoint of TPAVI, AVSegFormer, DDESeg or SelM."
     from avsrepro.models.released import convert
