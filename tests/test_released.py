@@ -33,6 +33,7 @@ from avsrepro.models import create_model, from_pretrained
 from avsrepro.models.base import noisy
 from avsrepro.models.release_names import DERIVED, in_official_names, line_of, official_name, released_models
 from avsrepro.models.released import convert, load_released, recognise
+from avsrepro.nn.htsat import mel_filters
 from avsrepro.train.engine import weighted_loss
 
 EQUAL = 1e-4  # of the largest value; two programs of one formula differ by 1e-6 to 2e-5
@@ -137,6 +138,32 @@ def test_checkpoint_is_read(name, wrap, tmp_path):
         mel = torch.zeros(1, 2, 1, *one.audio.input_size)
     with torch.inference_mode(), noisy(one, None), noisy(two, None):
         torch.testing.assert_close(two(frames, mel).logits, one(frames, mel).logits)
+
+
+@pytest.mark.parametrize('name', ('tpavi', 'avsegformer', 'selm'))
+def test_resnet_has_places_and_a_branch_without(name):
+    for official_part, ours in (
+        ('conv1.weight', 'conv1.weight'),
+        ('bn1.bias', 'bn1.bias'),
+        ('layer2.3.conv2.weight', 'layer2.3.conv2.weight'),
+        ('layer3_1.0.downsample.0.weight', 'layer3.0.downsample.0.weight'),
+        ('layer4_1.2.bn3.weight', 'layer4.2.bn3.weight'),
+    ):
+        assert line_of(name, f'resnet.{official_part}')[1] == (f'visual.net.{ours}',)
+    assert line_of(name, 'resnet.layer4_2.0.conv1.weight')[0].change == 'unused'
+
+
+def test_other_mel_filters_are_refused(tmp_path):
+    state, key = (
+        in_official_names('ddeseg', small('ddeseg').state_dict()),
+        'audio_model.logmel_extractor.melW',
+    )
+    model, file = create_model(**SMALL['ddeseg']), tmp_path / 'x.pth'
+    torch.save(state | {key: mel_filters(*model.audio.front_end.bands)}, file)
+    load_released(file, model)
+    torch.save(state | {key: torch.rand(513, 64)}, file)
+    with pytest.raises(InputError, match='other mel filters'):
+        load_released(file, model)
 
 
 MISFITS = dict(

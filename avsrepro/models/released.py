@@ -21,6 +21,7 @@ from .pretrained import save_pretrained
 from .registry import create_model
 from .release_names import DERIVED, in_our_names, official_name, release_map
 from ..nn.encoders import read_weights
+from ..nn.htsat import mel_filters
 
 # %% auto #0
 __all__ = ['without_prefix', 'read_released', 'Release', 'recognise', 'load_released', 'release_size', 'read_bank', 'convert']
@@ -115,6 +116,20 @@ def recognise(state: Mapping[str, Tensor], source: str | Path = 'checkpoint') ->
     some = ', '.join(list(state)[:3])
     check(False, f'{source}: expected a checkpoint of TPAVI, AVSegFormer, DDESeg or SelM, found {some}, ...')
 
+# %% ../../nbs/models/72_released.ipynb #7a1c1214
+_FILTERS = 'audio_model.logmel_extractor.melW'  # of DDESeg's HTS-AT, where a checkpoint has them
+
+
+def _check_front_end(state: Mapping[str, Tensor], model: AVSModel, path: str | Path) -> None:
+    "`InputError` if a checkpoint hears through other mel filters than the model's front end."
+    if _FILTERS not in state:
+        return
+    ours, theirs = mel_filters(*model.audio.front_end.bands), state[_FILTERS].float()
+    same = ours.shape == theirs.shape and torch.allclose(theirs, ours, atol=0.01 * ours.max().item())
+    rate, _, mels, low, high = model.audio.front_end.bands
+    known = f"the model's front end has {mels} from {low:g} to {high:g} Hz at {rate} Hz"
+    check(same, f"{path}: '{_FILTERS}' are other mel filters; {known}.")
+
 # %% ../../nbs/models/72_released.ipynb #7a1c120c
 def _left_out(release: Release) -> tuple[str, ...]:
     "How those of our names begin that a checkpoint need not bring."
@@ -132,6 +147,7 @@ def load_released(path: str | Path, model: AVSModel) -> Release:
     check(model.spec == 'code', f"{path}: is what was released; it needs a model of spec='code'.")
     told = f'{path}: has {release.classes} class(es), the model {model.num_classes}'
     check(release.classes == model.num_classes, f'{told}; give num_classes={release.classes}.')
+    _check_front_end(state, model, path)
     own = model.state_dict()
     found = in_our_names(release.model, state, own, path)
     optional = _left_out(release)
