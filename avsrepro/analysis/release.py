@@ -277,7 +277,7 @@ def compare_with_release(model: str) -> pd.DataFrame | None:
 
 # %% ../../nbs/analysis/61_release.ipynb #8195226b
 def by_case(table: pd.DataFrame) -> pd.DataFrame:
-    "The largest difference of each kind, by case; of hit maps the share of pixels, in percent."
+    "The largest difference of each kind, by case; of hit maps the share of pixels that differ."
     wide = table.pivot_table(index='case', columns='kind', values='difference', aggfunc='max', sort=False)
     counts = table.groupby('case', sort=False).name.count().rename('compared')
     shown = wide.map(lambda v: '' if np.isnan(v) else f'{v:.1e}')

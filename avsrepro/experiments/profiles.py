@@ -196,7 +196,7 @@ def merged(below: Any, above: Any) -> Any:
 
 def built_in() -> dict[str, Path]:
     "The files of the built-in profiles, by name."
-    folder = Path(str(files('avsrepro'))) / 'experiments' / 'profiles'
+    folder = Path(str(files('avsrepro.experiments'))) / 'profiles'
     return {p.stem: p for p in sorted(folder.glob('*.yaml'))}
 
 # %% ../../nbs/experiments/30_profiles.ipynb #d8094434

@@ -10,8 +10,8 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-from uuid import uuid4
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,7 @@ from .base import AVSModel
 from .registry import create_model
 
 # %% auto #0
-__all__ = ['save_pretrained', 'read_config', 'from_pretrained']
+__all__ = ['room_for', 'save_pretrained', 'read_config', 'from_pretrained']
 
 # %% ../../nbs/models/74_pretrained.ipynb #7a1c1106
 _KIND = 'avsrepro model'
@@ -39,24 +39,38 @@ def _fits(model: AVSModel, arguments: Mapping[str, Any]) -> None:
         check(same, f"the arguments {dict(arguments)} make another model: its '{name}' differs.")
 
 # %% ../../nbs/models/74_pretrained.ipynb #e75122b4
+def room_for(folder: str | Path) -> Path:
+    "A folder that does not exist yet and can be made; `InputError` else."
+    folder = Path(folder)
+    check(not folder.exists(), f'{folder}: exists already; give a new folder.')
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent):
+            return folder
+    except OSError as e:
+        raise InputError(f'{folder}: cannot be made ({e.strerror}); give another folder.') from e
+
+
 def save_pretrained(
     model: AVSModel,
     folder: str | Path,  # a new one
     arguments: Mapping[str, Any],  # of `create_model`, without files
     record: Mapping[str, Any] | None = None,  # where it comes from, and the frames it is made for
 ) -> Path:
-    "Write a model to a folder; `InputError` if that exists, or if the arguments make another model."
-    folder = Path(folder)
-    check(not folder.exists(), f'{folder}: exists already; give a new folder.')
+    "Write a model to a folder; `InputError` if it cannot be, or if the arguments make another model."
+    folder = room_for(folder)
     _fits(model, arguments)
     config = dict(kind=_KIND, arguments=dict(arguments), record=dict(record or {}))
-    tmp = folder.with_name(f'.{folder.name}.{uuid4().hex[:8]}.tmp')
-    tmp.mkdir(parents=True)
+    tmp = folder.with_name(f'.{folder.name}.tmp')  # one left by a kill is taken away
+    shutil.rmtree(tmp, ignore_errors=True)
     try:
+        tmp.mkdir()
         (tmp / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
         save_file(tensors, tmp / 'model.safetensors')
         os.replace(tmp, folder)
+    except (OSError, SafetensorError) as e:
+        raise InputError(f'{folder}: could not be written ({e}); nothing is left of it.') from e
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     return folder
@@ -65,21 +79,33 @@ def save_pretrained(
 def read_config(folder: str | Path) -> dict[str, Any]:
     "`arguments` and `record` of a model's folder; `InputError` if it is none."
     file = Path(folder) / 'config.json'
+    expected = f'{file}: expected the config.json of a model that save_pretrained wrote'
     try:
         config = json.loads(file.read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:
-        raise InputError(
-            f'{file}: expected the config.json of a model that save_pretrained wrote ({e}).'
-        ) from e
-    known = isinstance(config, dict) and config.get('kind') == _KIND
-    check(known, f'{file}: expected the config.json of a model that save_pretrained wrote.')
+        raise InputError(f'{expected} ({e}).') from e
+    check(isinstance(config, dict) and config.get('kind') == _KIND, f'{expected}.')
+    for part in ('arguments', 'record'):
+        check(
+            isinstance(config.get(part), dict), f"{expected}; its '{part}' is no table of names and values."
+        )
     return dict(arguments=config['arguments'], record=config['record'])
 
-# %% ../../nbs/models/74_pretrained.ipynb #fab988f0
+
+def _made(arguments: Mapping[str, Any], file: Path) -> AVSModel:
+    "The untrained model of a folder's arguments; `InputError` that names the file if they make none."
+    barred = [k for k in ('weights', 'pretrained') if k in arguments]
+    check(not barred, f"{file}: '{''.join(barred[:1])}' is not for a model whose weights are in the folder.")
+    try:
+        return create_model(**arguments)
+    except (InputError, TypeError, ValueError, KeyError, AttributeError) as e:
+        raise InputError(f'{file}: these arguments make no model ({e}).') from e
+
+
 def from_pretrained(folder: str | Path, **options: Any) -> AVSModel:
     "The model in a folder, in evaluation mode; `InputError` for a folder or options that do not fit."
-    arguments = read_config(folder)['arguments'] | options
-    model, file = create_model(**arguments), Path(folder) / 'model.safetensors'
+    config, file = read_config(folder), Path(folder) / 'model.safetensors'
+    model = _made(config['arguments'] | options, Path(folder) / 'config.json')
     try:
         state = load_file(file)
     except (OSError, SafetensorError) as e:

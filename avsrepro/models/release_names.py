@@ -84,7 +84,7 @@ _pattern_of = cache(_pattern)
 
 def _maps() -> Path:
     "The folder of the maps."
-    return Path(str(files('avsrepro') / 'models' / 'release_maps'))
+    return Path(str(files('avsrepro.models') / 'release_maps'))
 
 # %% ../../nbs/models/70_release_names.ipynb #39152cc0
 @cache

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,35 +14,61 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..core.errors import InputError, check, unknown
 from .base import AVSModel
-from .pretrained import save_pretrained
+from .pretrained import room_for, save_pretrained
 from .registry import create_model
 from .release_names import DERIVED, in_our_names, official_name, release_map
-from ..nn.encoders import read_weights
 from ..nn.htsat import mel_filters
 
 # %% auto #0
-__all__ = ['without_prefix', 'read_released', 'Release', 'recognise', 'load_released', 'release_size', 'read_bank', 'convert']
+__all__ = ['without_prefix', 'read_released', 'Release', 'recognise', 'load_released', 'release_size', 'mask_size', 'read_bank',
+           'convert']
 
 # %% ../../nbs/models/72_released.ipynb #7a1c1206
 _PREFIXES = ('module.', '_orig_mod.', 'model.', 'net.')
+_WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'net', 'params', 'module')
 
 
 def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     "A state dict without the prefixes of wrappers that all its names share."
     state = dict(state)
-    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), ''):
+    while state and (prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), '')):
         state = {k.removeprefix(prefix): v for k, v in state.items()}
     return state
+
+# %% ../../nbs/models/72_released.ipynb #7a1c1215
+def _content(path: Path) -> Any:
+    "What `torch.save` or safetensors put into a file; `InputError` if neither did."
+    check(path.is_file(), f'{path}: no such weights file; give a released checkpoint.')
+    try:
+        if path.suffix == '.safetensors':
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # that of a training script
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e:  # pickle and zip readers raise many types
+        expected = 'a complete state dict that torch.save wrote, or a .safetensors file of that name'
+        whole = 'a whole pickled model is not read: save its state_dict() instead'
+        raise InputError(f'{path}: unreadable ({type(e).__name__}); expected {expected}; {whole}.') from e
 
 
 def read_released(path: str | Path) -> dict[str, Tensor]:
     "The official names and values in a checkpoint; `InputError` if it is none."
-    with torch.serialization.safe_globals([argparse.Namespace]):  # that of a training script
-        return without_prefix(read_weights(path))
+    state = _content(Path(path))
+    while isinstance(state, dict) and not any(isinstance(v, Tensor) for v in state.values()):
+        wrapper = next((w for w in _WRAPPERS if isinstance(state.get(w), dict)), None)
+        found = ', '.join(map(str, list(state)[:5])) or 'nothing'
+        known = ', '.join(_WRAPPERS)
+        check(wrapper is not None, f'{path}: expected a state dict, or one under {known}; found {found}.')
+        state = state[wrapper]
+    tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
+    check(tensors, f'{path}: expected a state dict of tensors.')
+    odd = [k for k, v in state.items() if not k.endswith(DERIVED) and not v.isfinite().all()]
+    check(not odd, f"{path}: '{''.join(odd[:1])}' has numbers that are not finite.")
+    return without_prefix(state)
 
 # %% ../../nbs/models/72_released.ipynb #7a1c1209
 @dataclass(frozen=True)
@@ -167,6 +194,11 @@ def release_size(release: Release, setting: str) -> int:
         return release.size
     return 512 if release.model == 'avsegformer' and setting in ('s4', 'ms3') else 224
 
+
+def mask_size(release: Release, setting: str) -> int:
+    "The size of the masks that a release was scored on: SelM's are smaller than its frames (section 3)."
+    return 224 if release.model == 'selm' else release_size(release, setting)
+
 # %% ../../nbs/models/72_released.ipynb #8175195e
 def read_bank(path: str | Path) -> Tensor:
     "DDESeg's bank of clean sounds, [classes, vectors, 768]; `InputError` if a file holds none."
@@ -214,6 +246,27 @@ def _check_asked(release: Release, model: str | None, setting: str, path: str | 
     check(release.classes == _SETTINGS[setting], f'{path}: is {release}; {expected}.')
 
 # %% ../../nbs/models/72_released.ipynb #046077c8
+def _check_files(release: Release, audio: Any, bank: Any, path: str | Path) -> None:
+    "`InputError` for a file that is missing, and for one that the release has no use for."
+    ears = f'{path}: is {release}; give the weights of {release.audio} as audio'
+    check(release.hears or audio is not None, f'{ears} (--audio on the command line).')
+    own = f'{path}: is {release}, which brings its own audio encoder; leave out audio (--audio).'
+    check(not release.hears or audio is None, own)
+    needs = release.model == 'ddeseg'
+    told = f'{path}: is {release}, which compares sounds with a bank; give it as bank (--bank).'
+    check(not needs or bank is not None, told)
+    check(needs or bank is None, f'{path}: is {release}, which has no bank; leave it out (--bank).')
+
+
+def _digest(path: str | Path) -> str:
+    "SHA-256 of a file."
+    total = hashlib.sha256()
+    with open(path, 'rb') as f:
+        while block := f.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+# %% ../../nbs/models/72_released.ipynb #7a1c1216
 def convert(
     path: str | Path,  # a released checkpoint
     out: str | Path,  # a new folder
@@ -223,22 +276,19 @@ def convert(
     bank: str | Path | None = None,  # DDESeg's bank of clean sounds
 ) -> Release:
     "Make a model's folder of a released checkpoint, for `from_pretrained`; `InputError` if anything is off."
-    check(not Path(out).exists(), f'{out}: exists already; give a new folder.')
+    out = room_for(out)
     release = recognise(read_released(path), path)
     _check_asked(release, model, setting, path)
-    ears = f'{path}: is {release}; give the weights of {release.audio} as audio'
-    check(release.hears or audio is not None, f'{ears} (--audio on the command line).')
-    needs = release.model == 'ddeseg'
-    told = f'{path}: is {release}, which compares sounds with a bank; give it as bank (--bank).'
-    check(not needs or bank is not None, told)
-    sounds = read_bank(bank) if needs else None
+    _check_files(release, audio, bank, path)
+    sounds = read_bank(bank) if bank is not None else None
     arguments = _arguments(release, sounds)
-    weights = None if release.hears else dict(audio=audio)
-    made = create_model(**arguments, weights=weights)
+    made = create_model(**arguments, weights=None if audio is None else dict(audio=audio))
     load_released(path, made)
     if sounds is not None:
         _remember(made, sounds)
-    size = release_size(release, setting)
-    record = dict(checkpoint=Path(path).name, release=str(release), setting=setting, frames=[size, size])
+    frames, masks = release_size(release, setting), mask_size(release, setting)
+    given = {k: f for k, f in dict(checkpoint=path, audio=audio, bank=bank).items() if f is not None}
+    files = {k: dict(name=Path(f).name, sha256=_digest(f)) for k, f in given.items()}
+    record = dict(files=files, release=str(release), setting=setting, frames=[frames] * 2, masks=[masks] * 2)
     save_pretrained(made, out, arguments, record)
     return release

@@ -19,13 +19,13 @@ from ..core.errors import check, unknown
 def published_path(table: str) -> Path:
     "The file of a table such as `sdavs_tab03`."
     paper, _, name = table.partition('_')
-    return Path(str(files('avsrepro'))) / 'papers' / paper / 'published' / f'{name}.csv'
+    return Path(str(files('avsrepro.papers'))) / paper / 'published' / f'{name}.csv'
 
 
 def published_tables() -> list[str]:
     "Names of the transcribed tables, such as `sdavs_tab03`."
     found = []
-    for paper in (files('avsrepro') / 'papers').iterdir():
+    for paper in files('avsrepro.papers').iterdir():
         folder = paper / 'published'
         if folder.is_dir():
             found += [f'{paper.name}_{p.name.removesuffix(".csv")}' for p in folder.iterdir()]

@@ -18,7 +18,7 @@ REGISTER_COLUMNS = ['paper', 'item', 'printed', 'problem', 'corrected', 'source'
 
 def register(paper: str | None = None) -> pd.DataFrame:
     "The register of one paper, or of all: text columns; `corrected` is '' where no correction is known."
-    found = {p.name: p / 'register.csv' for p in (files('avsrepro') / 'papers').iterdir()}
+    found = {p.name: p / 'register.csv' for p in files('avsrepro.papers').iterdir()}
     found = {name: path for name, path in sorted(found.items()) if path.is_file()}
     if paper is not None and paper not in found:
         raise unknown('paper', paper, found)
