@@ -10,7 +10,7 @@ from avsrepro.core.errors import InputError
 from avsrepro.models import create_model
 from avsrepro.nn.deformable import DeformableAttention, flatten_levels
 from avsrepro.nn.features import Features
-from avsrepro.train.engine import weighted_loss
+from avsrepro.train.steps import weighted_loss
 
 SMALL = dict(dim=16, queries=5, layers=1, heads=2, points=2)
 

@@ -34,7 +34,7 @@ from avsrepro.models.base import noisy
 from avsrepro.models.release_names import DERIVED, in_official_names, line_of, official_name, released_models
 from avsrepro.models.released import convert, load_released, recognise
 from avsrepro.nn.htsat import mel_filters
-from avsrepro.train.engine import weighted_loss
+from avsrepro.train.steps import weighted_loss
 
 EQUAL = 1e-4  # of the largest value; two programs of one formula differ by 1e-6 to 2e-5
 SMALL_FILE = Path(__file__).parent / 'goldens' / 'small_releases.json'

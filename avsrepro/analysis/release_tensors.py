@@ -22,7 +22,7 @@ from ..nn.features import Features
 from ..nn.layers import resize
 from ..nn.losses import cross_entropy
 from ..nn.queries import sine_position
-from ..train.engine import weighted_loss
+from ..train.steps import weighted_loss
 
 # %% auto #0
 __all__ = ['TPAVI_PATHS', 'AVSEGFORMER_PATHS', 'DDESEG_PATHS', 'SELM_PATHS', 'watched', 'Pass', 'passed', 'tpavi_tensors',

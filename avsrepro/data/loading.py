@@ -9,7 +9,7 @@ __all__ = ['SETTINGS', 'GENERATORS', 'table_of', 'locate', 'Generator', 'generat
 # %% ../../nbs/data/50_loading.ipynb #99ee9eea
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from .layouts import AVSBENCH_SETTINGS, SPLITS, table_path
 from .mixture import Mixture
 from .negatives import BankSounds
 from .scenes import SceneConfig, dataset_key, make_dataset, write_dataset
+from .views import in_view, view_of
 from .vpo import VPO_SETTINGS, VPOData, vpo_classes, vpo_table
 from .vpo_scenes import VPOConfig, make_vpo, vpo_key, write_vpo
 
@@ -96,22 +97,24 @@ def describe(
     root: Path | None,
     setting: str,
     scenes: dict[str, Any],  # values of `SceneConfig`, `VPOConfig` or `AVISConfig`, for the generated sources
-    size: tuple[int, int] | None = None,  # that frames of a download are resized to
+    view: Mapping[str, Any] | None = None,  # of `View`: sizes and what is changed in training
     mono: bool = False,  # VPO: both channels hold their mean
     mixture: dict[str, Any] | None = None,  # of `Mixture`: train on positives and negatives of S4 or MS3
 ) -> dict[str, Any]:
     "Plain data that `open_splits` understands; `key` is the fingerprint of the content."
     good = not mixture or setting in ('s4', 'ms3')
     check(good, f'setting {setting}: a mixture with negatives exists for s4 and ms3.')
-    more = {**(dict(mono=True) if mono else {}), **(dict(mixture=mixture) if mixture else {})}
+    view_of(view)  # raises what is wrong with it
+    more = dict(mono=mono, mixture=mixture, view=dict(view or {}))
+    more = {k: v for k, v in more.items() if v}
     if source != 'avsbench':
         kind, key, *_ = generator_of(setting)
         cfg = dict(bank=source, **({} if setting == 'avis' else dict(setting=setting)), **scenes)
         return dict(source=source, config=cfg, key=key(_config_of(cfg, kind)), **more)
     table = table_of(root, setting)
     check(table.is_file(), f'{table}: not found; the {setting} setting needs it.')
-    key = content_hash([setting, table.read_text(encoding='utf-8'), size])
-    return dict(source=source, root=str(root), size=list(size) if size else None, key=key, **more)
+    key = content_hash([setting, table.read_text(encoding='utf-8')])
+    return dict(source=source, root=str(root), key=key, **more)
 
 # %% ../../nbs/data/50_loading.ipynb #ccd94a6f
 def _read_splits(
@@ -129,22 +132,19 @@ def open_splits(data: dict[str, Any], setting: str) -> dict[str, Sequence]:
 
     Generated data are made when they are not in the cache.
     """
-    download, pool = data['source'] == 'avsbench', {}
-    if download:
-        root, size = data['root'], tuple(data['size']) if data.get('size') else None
-    else:
-        generator, size = generator_of(setting), None
-        root = generator.make(_config_of(data['config'], generator.config))
-    splits = _read_splits(root, setting, size, data.get('mono', False))
-    if not download:
+    generated, pool, view = data['source'] != 'avsbench', {}, view_of(data.get('view'))
+    generator = generator_of(setting)
+    root = generator.make(_config_of(data['config'], generator.config)) if generated else data['root']
+    splits = _read_splits(root, setting, view.size if view.plain else None, data.get('mono', False))
+    if generated:
         plain = {k: v for k, v in data.items() if k != 'mixture'}
         for s, clips in splits.items():
             clips.fingerprint = content_hash([plain, setting, s])  # generated data never change
     if 'mixture' in data:
-        if not download:
+        if generated:
             pool = dict(pool=BankSounds(open_bank(data['config']['bank']), setting, 'train'))
         splits['train'] = Mixture(splits['train'], **data['mixture'], **pool)
-    return splits
+    return splits if view.plain else in_view(splits, view)
 
 # %% ../../nbs/data/50_loading.ipynb #0b3898a7
 def num_classes(data: dict[str, Any], setting: str) -> int:

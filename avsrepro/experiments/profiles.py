@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLOAT', 'MADE', 'SOURCES', 'ENCODER_KEYS', 'ORIGINS', 'CHANGE', 'ProfileLoader', 'read_yaml', 'Profile', 'merged',
-           'built_in', 'profile_data', 'set_value', 'with_changes', 'get_profile']
+           'built_in', 'recipe_data', 'profile_data', 'set_value', 'with_changes', 'get_profile']
 
 # %% ../../nbs/experiments/30_profiles.ipynb #a5f6124d
 import copy
@@ -17,6 +17,13 @@ from typing import Any
 import yaml
 
 from ..core.errors import InputError, check, known_keys, unknown
+from avsrepro.experiments.recipes import (
+    check_recipes,
+    recipe_files,
+    recipe_of,
+    training_part,
+    view_part,
+)
 
 # %% ../../nbs/experiments/30_profiles.ipynb #e782ca1a
 class ProfileLoader(yaml.SafeLoader):
@@ -81,17 +88,33 @@ class Profile:
     model: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # model -> options that are a matter of size
-    tuning: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # over `train`: see `training`
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)  # over `train`: each method's own
+    tuning: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # over both: see `training`
+    because: dict[str, str] = field(default_factory=dict)  # why a value that is no matter of size is as it is
     extends: str = ''  # the profile that this one changes
     origin: str = ''  # the built-in profile or the file, without changes
     changes: tuple[str, ...] = ()  # KEY=VALUE, as given on the command line
 
-    def training(self, model: str, setting: str, tuning: str = '') -> dict[str, Any]:
-        "Values of `TrainConfig` for a model on a setting, for a row that names a tuning of its own."
+    def recipe(
+        self, model: str, setting: str, spec: str = 'paper', encoder: str = '', paper: str = ''
+    ) -> dict[str, Any]:
+        "What the profile's recipes say of a row: see `recipe_of`."
+        return recipe_of(self.recipes, model, setting, spec, encoder, paper)
+
+    def training(self, model: str, setting: str, tuning: str = '', **row: str) -> dict[str, Any]:
+        """Values of `TrainConfig` for a model on a setting, for a row that names a tuning of its own.
+
+        `row` may have its spec, encoder and paper, on which its recipe depends."""
         if setting not in self.train:
             raise unknown(f"setting that profile '{self.name}' trains on", setting, self.train)
+        recipe = training_part(self.recipe(model, setting, **row))
         over = [self.tuning.get(name, {}).get(setting, {}) for name in (model, tuning)]
-        return {**self.train[setting], **over[0], **over[1]}
+        return {**self.train[setting], **recipe, **over[0], **over[1]}
+
+    def view(self, source: str, model: str, setting: str, **row: str) -> dict[str, Any]:
+        "The `View` of a model on a setting: its recipe's, or the profile's size of a download."
+        plain = dict(size=list(self.size)) if source == 'avsbench' else {}
+        return view_part(self.recipe(model, setting, **row)) or plain
 
     def encoder(self, source: str, variant: str = '') -> dict[str, Any]:
         "Both encoders on a source, the profile's own or those of a variant."
@@ -99,6 +122,15 @@ class Profile:
         if variant and variant not in own:
             raise unknown(f"variant of encoders in profile '{self.name}'", variant, own)
         return {**self.encoders[source], **(own[variant] if variant else {})}
+
+    def reasons(self, model: str) -> dict[str, str]:
+        "What the profile changes in a model or its training beyond size: the value, and why."
+        found = {}
+        for key, why in self.because.items():
+            kind, name, *rest = key.split('.')
+            if kind in ('model', 'tuning') and name == model:
+                found['.'.join(rest)] = why
+        return found
 
 # %% ../../nbs/experiments/30_profiles.ipynb #0bd6387a
 ENCODER_KEYS = (
@@ -112,7 +144,7 @@ ENCODER_KEYS = (
 )
 
 
-ORIGINS = ('pretrain', 'shared', 'timm')  # of weights: trained on a bank, a file of ours, published
+ORIGINS = ('pretrain', 'published')  # of weights: trained on a bank, or a file of published ones
 
 
 def _known(where: str, given: Any, known: Any) -> dict:
@@ -166,6 +198,14 @@ def _trained(where: str, values: dict[str, Any]) -> None:
         raise InputError(f'{where}: {e}') from e
 
 
+def _check_reason(name: str, key: str, data: Any) -> None:
+    "`InputError` unless a profile has the value that it gives a reason for."
+    for level in key.split('.'):
+        found = isinstance(data, dict) and level in data
+        check(found, f"{name}: because.{key}: the profile has no value '{key}'.")
+        data = data[level]
+
+
 def _check_training(name: str, data: dict[str, Any]) -> None:
     "Options of models, training values, and those over them."
     from avsrepro.experiments.registry import experiments
@@ -178,10 +218,13 @@ def _check_training(name: str, data: dict[str, Any]) -> None:
         known_keys(model_class(model).Options, options, f'option in {name}: model.{model}')
     for setting, values in _known(f'{name}: train', data['train'], TRAINED_SETTINGS).items():
         _trained(f'{name}: train.{setting}', values)
+    check_recipes(f'{name}: recipes', data.get('recipes', {}), data['train'])
     known = (*models, *sorted(tunings))
     for who, settings in _known(f'{name}: tuning', data.get('tuning', {}), known).items():
         for setting, values in _known(f'{name}: tuning.{who}', settings, TRAINED_SETTINGS).items():
             _trained(f'{name}: tuning.{who}.{setting}', {**data['train'].get(setting, {}), **values})
+    for key in data.get('because', {}):
+        _check_reason(name, key, data)
 
 # %% ../../nbs/experiments/30_profiles.ipynb #565d4e19
 def merged(below: Any, above: Any) -> Any:
@@ -199,6 +242,18 @@ def built_in() -> dict[str, Path]:
     folder = Path(str(files('avsrepro.experiments'))) / 'profiles'
     return {p.stem: p for p in sorted(folder.glob('*.yaml'))}
 
+# %% ../../nbs/experiments/30_profiles.ipynb #d8094433
+def recipe_data(name: str, beside: Path) -> Any:
+    "The recipes in a built-in file, or in a YAML file `beside` a profile."
+    path = recipe_files().get(name) or beside / Path(name).expanduser()
+    if path.suffix not in ('.yaml', '.yml'):
+        raise unknown('file of recipes', name, recipe_files())
+    try:
+        text = path.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f'{path}: expected the YAML file of recipes ({e}).') from e
+    return read_yaml(text, str(path))
+
 # %% ../../nbs/experiments/30_profiles.ipynb #d8094434
 def profile_data(name: str, beside: Path | None = None, above: tuple[str, ...] = ()) -> dict[str, Any]:
     "The values of a built-in profile or of a file, with what it extends, not yet checked."
@@ -213,6 +268,8 @@ def profile_data(name: str, beside: Path | None = None, above: tuple[str, ...] =
     data = read_yaml(text, str(path))
     known = [f.name for f in fields(Profile) if f.name not in MADE]
     _known(str(path), data, known)
+    if isinstance(data.get('recipes'), str):
+        data['recipes'] = recipe_data(data['recipes'], path.parent)
     if 'extends' not in data:
         return data
     return merged(profile_data(str(data['extends']), path.parent, (*above, str(path.resolve()))), data)

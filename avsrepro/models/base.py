@@ -201,12 +201,23 @@ class _Encoders(nn.Module):
             getattr(self, name).requires_grad_(False)
         for k in ('mean', 'std'):
             self.register_buffer(k, torch.tensor(getattr(visual, k)).view(3, 1, 1), persistent=False)
+        self.resting: str | None = None  # the encoder that rests for now
+        self._rested: list[nn.Parameter] = []
         self.train()
 
+    def rest(self, name: str | None) -> None:
+        "Let one encoder rest, in evaluation mode and without gradients, until `rest(None)`."
+        for p in self._rested:
+            p.requires_grad_(True)
+        part = [] if name is None else getattr(self, name).parameters()
+        self.resting, self._rested = name, [p for p in part if p.requires_grad]
+        for p in self._rested:
+            p.requires_grad_(False)
+
     def train(self, mode: bool = True) -> _Encoders:
-        "As in PyTorch, except that frozen encoders stay in evaluation mode."
+        "As in PyTorch, except that encoders that are frozen or rest stay in evaluation mode."
         super().train(mode)
-        for name in self.frozen:
+        for name in (*self.frozen, *filter(None, [getattr(self, 'resting', None)])):
             getattr(self, name).eval()
         return self
 
@@ -231,7 +242,8 @@ class _Encoding(_Encoders):
         "Normalised frames [B,T,3,H,W] and log-mel [B,T,C,96,64] to `Features`; `InputError` if they misfit."
         check_inputs(frames, mel, self.audio.input_size)
         B = frames.shape[0]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_visual):
+        learns = not self.frozen_visual and self.resting != 'visual'
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             maps = self.visual(frames.flatten(0, 1))
         vector, amap = self.encode_sound(mel)
         return Features([by_clip(m, B) for m in maps], by_clip(vector, B), by_clip(amap, B))
@@ -243,6 +255,8 @@ class AVSModel(HasOptions, Tapped, _Encoding):
     levels = 4  # how many of the visual maps `decode` reads, from the coarsest
     # weights of the loss terms, segmentation's and the model's own
     loss: Mapping[str, float] = MappingProxyType(dict(ce=1.0, iou=1.0, dice=1.0))
+    # what a loss term is a mean over, if not the labelled frames: 'supervised' or all 'frames'; or a 'sum'
+    units: Mapping[str, str] = MappingProxyType({})
     inert: tuple[str, ...] = ()  # how the names of parameters begin that no output depends on
 
     def __init__(

@@ -94,5 +94,5 @@ def guided(model: AVSModel, similarity: str = 'cosine', weight: float = 1.0, sha
     check(number, f'weight of the guidance is {weight!r}; expected a number from 0.')
     model.guide = Guide(model.audio.dim, model.visual.channels[-1], similarity, shared)
     model.__class__ = type(f'Guided{type(model).__name__}', (Guided, type(model)), {})
-    model.loss = {**model.loss, 'guidance': weight}
+    model.loss, model.units = {**model.loss, 'guidance': weight}, {**model.units, 'guidance': 'frames'}
     return model

@@ -243,6 +243,7 @@ class TPAVI(_MatchingLoss, AVSModel):
         check(o.dim >= 2 and o.dim % 2 == 0, f"dim is {o.dim}; expected an even number of channels.")
         check(o.group is None or o.group >= 1, f"group is {o.group}; expected a number of frames or None.")
         self.levels, self.upsample, bias = o.levels, o.upsample, self.num_classes == 1
+        self.units = dict(avm='sum' if self.num_classes == 1 else 'supervised')
         self.aspp = nn.ModuleList(ASPP(C, o.dim) for C in visual.channels[::-1][: o.levels])  # coarse to fine
         self.tpavi = nn.ModuleList(
             Interaction(audio.dim, o.dim, o.attention, bias, o.gamma) for _ in range(o.levels)

@@ -22,6 +22,7 @@ from ..core.pictures import shrink_pictures
 from ..experiments.plan import seeds_of
 from ..experiments.profiles import Profile
 from ..experiments.schema import Experiment
+from .terms import terms_text
 from ..train.store import RunResult, export_runs
 
 # %% ../../nbs/report/17_files.ipynb #b6e3a3ae
@@ -107,7 +108,8 @@ def write_page(
         atomic_write(folder / f'{name}.csv', t.to_csv(index=False, float_format='%.4f'))
     for name in {'effects', 'seeds'} - set(tables):  # of an earlier run
         (folder / f'{name}.csv').unlink(missing_ok=True)
-    atomic_write(folder / 'table.md', text)
+    terms = terms_text(experiment, profile, data)
+    atomic_write(folder / 'table.md', text.rstrip('\n') + '\n' + terms)
     if latex:
         atomic_write(folder / 'table.tex', latex)
     for name, figure in figures.items():

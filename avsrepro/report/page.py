@@ -18,6 +18,7 @@ from IPython.display import Markdown
 
 from ..core.errors import check, unknown
 from ..data.loading import locate
+from ..experiments.plan import encoder_of
 from ..experiments.profiles import get_profile
 from ..experiments.schema import Experiment
 from .figures import plot_table
@@ -35,6 +36,7 @@ from avsrepro.report.tables import (
     wide_table,
     with_published,
 )
+from .terms import filled, terms_text, training_table
 from ..train.store import RunResult
 
 # %% ../../nbs/report/18_page.ipynb #6a9adeaa
@@ -73,7 +75,8 @@ class Declared:
         "The rows: model, encoders, sound, settings, options, training."
         lines = []
         for r in self.experiment.rows:
-            encoders = self.profile.encoder(self.source, r.encoder)
+            variant = encoder_of(r, self.profile, self.experiment.settings[0], self.experiment)
+            encoders = self.profile.encoder(self.source, variant)
             lines.append(
                 dict(
                     row=r.name,
@@ -88,18 +91,14 @@ class Declared:
         return pd.DataFrame(lines)
 
     def training(self) -> pd.DataFrame:
-        "Epochs, batch and rate of every model on every setting."
-        lines = []
-        for model in dict.fromkeys(r.model for r in self.experiment.rows):
-            for setting in self.experiment.settings:
-                values = self.profile.training(model, setting)
-                lines.append(dict(model=model, setting=setting, **values))
-        return pd.DataFrame(lines).astype(object).fillna('')
+        "Training and sizes of every kind of row on every setting."
+        return filled(training_table(self.experiment, self.profile))
 
     def _repr_markdown_(self) -> str:
         parts = [f'Profile `{self.profile.name}` ({self.profile.purpose}) on `{self.source}` data.']
         if self.experiment.rows:
             parts += [self.rows().to_markdown(index=False), self.training().to_markdown(index=False)]
+            parts.append(terms_text(self.experiment, self.profile, self.source))
         return '\n\n'.join(parts)
 
 # %% ../../nbs/report/18_page.ipynb #0c0a68b1

@@ -34,6 +34,11 @@ class Silenced(Sequence):
     def __len__(self) -> int:
         return len(self.clips)
 
+    def begin(self, seed: int, epoch: int) -> None:
+        "As of the data set below."
+        if hasattr(self.clips, 'begin'):
+            self.clips.begin(seed, epoch)
+
     def __getitem__(self, i: int):
         clip = self.clips[i]
         return replace(clip, audio=torch.zeros_like(clip.audio), mel=torch.full_like(clip.mel, SILENCE))
@@ -48,18 +53,18 @@ class Batch:
     target: Tensor  # uint8 [B,T,H,W]: 0 background, k class, 255 void
     supervised: Tensor  # bool [B,T]
 
+    def _each(self, change: Callable[[Tensor], Tensor]) -> 'Batch':
+        x = self.inputs
+        inputs = x.each(change) if isinstance(x, Features) else tuple(map(change, x))
+        return Batch(self.ids, inputs, change(self.target), change(self.supervised))
+
+    def some(self, start: int, stop: int) -> 'Batch':
+        "Clips `start` up to `stop`."
+        return replace(self._each(lambda t: t[start:stop]), ids=self.ids[start:stop])
+
     def part(self, start: int, stop: int) -> 'Batch':
         "The same clips from second `start` up to `stop`."
-
-        def cut(t: Tensor) -> Tensor:
-            return t[:, start:stop]
-
-        x = self.inputs
-        if isinstance(x, Features):
-            inputs = x.each(cut)
-        else:
-            inputs = cut(x[0]), cut(x[1])
-        return Batch(self.ids, inputs, cut(self.target), cut(self.supervised))
+        return self._each(lambda t: t[:, start:stop])
 
 # %% ../../nbs/train/27_batches.ipynb #60955128
 def in_steps(order: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -79,14 +84,21 @@ class Source:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def begin(self, seed: int, epoch: int) -> None:
+        "Before an epoch of training: what is drawn anew in every epoch follows from both."
+
     def steps(self, batch_size: int, order: Sequence[int]) -> list[list[int]]:
         "The clips of each step of training, which go through them in `order`."
         return in_steps(order, batch_size)
 
+    def loaded(self, steps: Iterable[Sequence[int]]) -> Iterator[list[Batch]]:
+        "The batches of each step, which are lists of clips."
+        return ahead(self.load, list(steps), self.workers) if self.workers else map(self.load, steps)
+
     def batches(self, batch_size: int, order: Sequence[int] | None = None) -> Iterator[list[Batch]]:
         "The batches of each step, by `steps` of `order`; without one, all clips as they lie."
         steps = in_steps(range(len(self)), batch_size) if order is None else self.steps(batch_size, order)
-        return ahead(self.load, steps, self.workers) if self.workers else map(self.load, steps)
+        return self.loaded(steps)
 
 # %% ../../nbs/train/27_batches.ipynb #339ef24a
 def ahead(load: Callable, steps: Sequence, workers: int) -> Iterator:
@@ -113,6 +125,10 @@ class ClipSource(Source):
 
     def __init__(self, clips: Sequence, workers: int = 0, hear: Callable = attrgetter('mel')):
         self.clips, self.ids, self.workers, self.hear = clips, clips.ids, workers, hear
+
+    def begin(self, seed: int, epoch: int) -> None:
+        if hasattr(self.clips, 'begin'):
+            self.clips.begin(seed, epoch)
 
     def _batch(self, clips: Sequence) -> Batch:
         frames, target, supervised = (

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a call that only reads results does not wait for torch
     from torch import nn
 
     from avsrepro.models.base import AVSModel
+    from avsrepro.train.steps import Group
 
 # %% auto #0
 __all__ = ['OpenSplits', 'Progress', 'default_splits', 'default_device', 'Parameters', 'count_parameters', 'untrained_model',
@@ -73,16 +74,19 @@ def _trained(
     sources: Mapping[str, Sequence],
     checkpoints: Checkpoints,
     report: Progress,
+    group: Group,
 ) -> dict[str, Any]:
     "Train to the last epoch, from the last checkpoint if there is one; the record of all epochs."
     from avsrepro.train import engine
+    from avsrepro.train.optimising import make_optimizer
 
-    epochs, optimizer = spec.config.epochs, engine.make_optimizer(model, spec.config)
+    epochs, optimizer = spec.config.epochs, make_optimizer(model, spec.config)
     record = checkpoints.resume(model, optimizer) or engine.NOTHING_DONE
     report(record['epoch'], epochs)
     while record['epoch'] < epochs:
-        record = engine.next_epoch(spec, model, sources, optimizer, record)
-        checkpoints.save(model, optimizer, record)
+        record = engine.next_epoch(spec, model, sources, optimizer, record, group)
+        if group.rank == 0:
+            checkpoints.save(model, optimizer, record)
         report(record['epoch'], epochs)
     return record
 
@@ -91,29 +95,14 @@ def _unheard(done: int, of: int) -> None:
     "Nobody asks how far a run is."
 
 # %% ../../nbs/train/35_running.ipynb #3a335ffd
-def train_run(
-    spec: RunSpec,
-    store: RunStore,  # for the checkpoints; the result is returned, not stored
-    open_splits: OpenSplits = default_splits,
-    report: Progress | None = None,  # called before the first and after every epoch
-    device: torch.device | str | None = None,
+def _tested(
+    spec: RunSpec, model: AVSModel, source: Sequence, record: Mapping[str, Any], surroundings: dict[str, Any]
 ) -> RunResult:
-    """Train a run, from its last checkpoint if there is one, and test the selected epoch.
+    "The result of a trained run, whose selected weights `model` has."
+    from avsrepro.train.engine import evaluate
 
-    Leaves the tested weights as `model.safetensors`."""
-    from avsrepro.nn.precision import cpu_threads
-    from avsrepro.train.engine import evaluate, make_sources
-
-    surroundings, config = environment(), spec.config
-    model, checkpoints = untrained_model(spec, device), Checkpoints(store.folder(spec.run_id), spec.run_id)
-    with cpu_threads(1):
-        sources = make_sources(spec, model, open_splits)
-    with cpu_threads(config.threads):
-        record = _trained(spec, model, sources, checkpoints, report or _unheard)
-        start = time.perf_counter()
-        checkpoints.finish(record['selected'])
-        checkpoints.load_final(model)
-        scorer = evaluate(model, sources['test'], config.batch_size, config.amp)
+    start = time.perf_counter()
+    scorer = evaluate(model, source, spec.config.test_size, spec.config.amp)
     seconds = sum(h['seconds'] for h in record['history']) + time.perf_counter() - start
     return RunResult(
         run_id=spec.run_id,
@@ -126,6 +115,35 @@ def train_run(
         parameters=count_parameters(model)._asdict(),
         selected=record['selected'],
     )
+
+
+def train_run(
+    spec: RunSpec,
+    store: RunStore,  # for the checkpoints; the result is returned, not stored
+    open_splits: OpenSplits = default_splits,
+    report: Progress | None = None,  # called before the first and after every epoch
+    device: torch.device | str | None = None,
+    group: Group | None = None,  # the processes that train it; None: this one
+) -> RunResult | None:
+    """Train a run, from its last checkpoint if there is one, and test the selected epoch.
+
+    Leaves the tested weights as `model.safetensors`. Of several processes the first alone has a result."""
+    from avsrepro.nn.precision import cpu_threads
+    from avsrepro.train.engine import make_sources
+    from avsrepro.train.steps import ALONE, in_step
+
+    surroundings, group = environment(), group or ALONE
+    model = in_step(untrained_model(spec, device), group)
+    checkpoints = Checkpoints(store.folder(spec.run_id), spec.run_id)
+    with cpu_threads(1):
+        sources = make_sources(spec, model, open_splits)
+    with cpu_threads(spec.config.threads):
+        record = _trained(spec, model, sources, checkpoints, report or _unheard, group)
+        if group.rank:
+            return None
+        checkpoints.finish(record['selected'])
+        checkpoints.load_final(model)
+        return _tested(spec, model, sources['test'], record, surroundings)
 
 # %% ../../nbs/train/35_running.ipynb #3bc5d91e
 @contextmanager
@@ -146,6 +164,7 @@ def run(
     open_splits: OpenSplits = default_splits,
     report: Progress | None = None,
     device: torch.device | str | None = None,
+    processes: int = 1,  # that train it together, each with a GPU of its own where there are some
 ) -> RunResult:
     """The result of a run: stored, or made by another process meanwhile, or trained now.
 
@@ -157,7 +176,12 @@ def run(
         with sole_trainer(spec, store):
             result = store.get(spec.run_id)
             if result is None:
-                result = train_run(spec, store, open_splits, report, device)
+                if processes > 1:
+                    from avsrepro.train.together import train_together
+
+                    result = train_together(spec, store, processes, report)
+                else:
+                    result = train_run(spec, store, open_splits, report, device)
                 store.put(result)
             checkpoints.tidy()
     return replace(result, spec=spec)

@@ -164,7 +164,7 @@ def sounds_for(options: Mapping[str, Any], data: Mapping[str, Any], setting: str
     own, alone = dict(setting=setting, data=plain), ALONE.get(setting, setting)
     if alone == setting:
         return dict(clips=own, barred=[own])
-    there = describe(data['source'], Path(data['root']), alone, {}, data['size'])
+    there = describe(data['source'], Path(data['root']), alone, {})
     single = dict(setting=alone, data={**plain, **there})
     return dict(clips=single, barred=[own, single])
 

@@ -7,7 +7,7 @@ __all__ = ['EXPERIMENT', 'WHERE', 'COSINE_EUCLIDEAN', 'COSINE_CONCAT', 'CLAIMS']
 
 # %% ../../../nbs/papers/robust/tab07_similarity.ipynb #c85ad068
 from ...experiments.schema import Claim, Experiment, Row
-from .rows import GUIDED, TENTH, TPAVI_LOSS
+from .rows import CODE, GUIDED, TENTH, TPAVI_LOSS
 
 # %% ../../../nbs/papers/robust/tab07_similarity.ipynb #84c60b71
 EXPERIMENT = Experiment(
@@ -20,14 +20,14 @@ EXPERIMENT = Experiment(
         Row(
             'Euclidean',
             'tpavi',
-            dict(guidance=dict(similarity='euclidean', weight=1.0)),
+            dict(CODE, guidance=dict(similarity='euclidean', weight=1.0)),
             train=TPAVI_LOSS,
             mixture=TENTH,
         ),
         Row(
             'Concat',
             'tpavi',
-            dict(guidance=dict(similarity='concat', weight=1.0)),
+            dict(CODE, guidance=dict(similarity='concat', weight=1.0)),
             train=TPAVI_LOSS,
             mixture=TENTH,
         ),

@@ -7,7 +7,7 @@ __all__ = ['EXPERIMENT', 'WHERE', 'LAMBDA', 'CLAIMS']
 
 # %% ../../../nbs/papers/robust/tab08_weight.ipynb #598ac424
 from ...experiments.schema import Claim, Experiment, Row
-from .rows import GUIDED, TENTH, TPAVI_LOSS
+from .rows import CODE, GUIDED, TENTH, TPAVI_LOSS
 
 # %% ../../../nbs/papers/robust/tab08_weight.ipynb #823e2a91
 EXPERIMENT = Experiment(
@@ -20,28 +20,28 @@ EXPERIMENT = Experiment(
         Row(
             'λ = 0.8',
             'tpavi',
-            dict(guidance=dict(similarity='cosine', weight=0.8)),
+            dict(CODE, guidance=dict(similarity='cosine', weight=0.8)),
             train=TPAVI_LOSS,
             mixture=TENTH,
         ),
         Row(
             'λ = 0.6',
             'tpavi',
-            dict(guidance=dict(similarity='cosine', weight=0.6)),
+            dict(CODE, guidance=dict(similarity='cosine', weight=0.6)),
             train=TPAVI_LOSS,
             mixture=TENTH,
         ),
         Row(
             'λ = 0.4',
             'tpavi',
-            dict(guidance=dict(similarity='cosine', weight=0.4)),
+            dict(CODE, guidance=dict(similarity='cosine', weight=0.4)),
             train=TPAVI_LOSS,
             mixture=TENTH,
         ),
         Row(
             'λ = 0.2',
             'tpavi',
-            dict(guidance=dict(similarity='cosine', weight=0.2)),
+            dict(CODE, guidance=dict(similarity='cosine', weight=0.2)),
             train=TPAVI_LOSS,
             mixture=TENTH,
         ),

@@ -7,7 +7,7 @@ __all__ = ['EXPERIMENT', 'WHERE', 'NEGATIVES_ALONE', 'GUIDANCE', 'CLAIMS']
 
 # %% ../../../nbs/papers/robust/tab09_parts.ipynb #54fb385d
 from ...experiments.schema import Claim, Experiment, Row
-from .rows import GUIDED, TENTH, TPAVI_LOSS
+from .rows import CODE, GUIDED, TENTH, TPAVI_LOSS
 
 # %% ../../../nbs/papers/robust/tab09_parts.ipynb #ad9029d6
 EXPERIMENT = Experiment(
@@ -16,8 +16,8 @@ EXPERIMENT = Experiment(
     'Negatives with and without guidance (Tables 4 and 9)',
     settings=('s4', 'ms3'),
     rows=(
-        Row('no negative samples, no L_BCE', 'tpavi', train=TPAVI_LOSS),
-        Row('negative samples, no L_BCE', 'tpavi', train=TPAVI_LOSS, mixture=TENTH),
+        Row('no negative samples, no L_BCE', 'tpavi', CODE, train=TPAVI_LOSS),
+        Row('negative samples, no L_BCE', 'tpavi', CODE, train=TPAVI_LOSS, mixture=TENTH),
         Row('negative samples, L_BCE', 'tpavi', GUIDED, train=TPAVI_LOSS, mixture=TENTH),
     ),
     reference='no negative samples, no L_BCE',

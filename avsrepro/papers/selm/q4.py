@@ -7,7 +7,7 @@ __all__ = ['EXPERIMENT']
 
 # %% ../../../nbs/papers/selm/q4_illusions.ipynb #3663e469
 from ...experiments.schema import Experiment, Row
-from .rows import CONTROL, FULL, TPAVI_LOSS
+from .rows import CODE, CONTROL, FULL, TPAVI_LOSS
 
 # %% ../../../nbs/papers/selm/q4_illusions.ipynb #c7e1433c
 EXPERIMENT = Experiment(
@@ -17,8 +17,8 @@ EXPERIMENT = Experiment(
     settings=('ms3',),
     rows=(
         FULL,
-        Row('TPAVI', 'tpavi', train=TPAVI_LOSS),
-        Row('AVSegFormer', 'avsegformer'),
+        Row('TPAVI', 'tpavi', CODE, train=TPAVI_LOSS),
+        Row('AVSegFormer', 'avsegformer', CODE),
         Row('SDAVS', 'sdavs'),
         CONTROL,
     ),
