@@ -189,7 +189,7 @@ def unnamed(items: Sequence[SoundItem]) -> dict[str, tuple[list[dict], list[Soun
             found[item.category][1].append(item)
     return {category: both for category, both in found.items() if all(both)}
 
-# %% ../../nbs/data/65_voc_esc_plan.ipynb #247455b1
+# %% ../../nbs/data/65_voc_esc_plan.ipynb #a53d9c79
 @dataclass(frozen=True)
 class BankPlan:
     "What a build would make, and from what."
@@ -199,18 +199,27 @@ class BankPlan:
     unseen: list[Path]
     lacking: list[str]  # files of a complete download that are not there
 
+    def pairs_at_most(self) -> Counter:
+        "Pairs of each table whose photograph and recordings are in the download."
+        photos, sounds = {f'{i.source}_{i.name}' for i in self.photos}, {i.name for i in self.sounds}
+        sounds |= {row['name'] for listed, _ in unnamed(self.sounds).values() for row in listed}
+        count = Counter(dict.fromkeys(('ss_val', 'ss_test', 'ms_val', 'ms_test'), 0))
+        for r in rules.bank_list('pairs').itertuples():
+            kind, split, photo = r.pair_id.rsplit('_', 1)[0].split('_', 2)
+            count[f'{kind}_{split}'] += photo in photos and set(r.sounds.split(';')) <= sounds
+        return count
+
     def __str__(self) -> str:
         of = Counter(i.source for i in self.photos)
         new = sum(not i.split for i in self.photos)
-        named, rest = sum(bool(i.name) for i in self.sounds), unnamed(self.sounds)
-        loose = sum(min(map(len, both)) for both in rest.values())
+        named = sum(bool(i.name) for i in self.sounds)
+        loose = sum(min(map(len, both)) for both in unnamed(self.sounds).values())
+        pairs = ', '.join(f'{n} {name}' for name, n in self.pairs_at_most().items())
         kinds = f'{of["voc"]} VOC, {of["msrc"]} MSRC; {new} not listed'
         lines = [f'photographs and masks  {len(self.photos):5}  ({kinds})']
         lines += [f'recordings             {named + loose:5}  ({loose} numbered by their sound)']
-        lines += [
-            f'unseen recordings      {len(self.unseen):5}',
-            f'not in the download    {len(self.lacking):5}',
-        ]
+        lines += [f'unseen recordings      {len(self.unseen):5}', f'pairs, at most         {pairs}']
+        lines += [f'not in the download    {len(self.lacking):5}']
         return '\n'.join(lines + [f'  {p}' for p in self.lacking[:3]])
 
 # %% ../../nbs/data/65_voc_esc_plan.ipynb #fc51384f
