@@ -461,7 +461,7 @@ def test_recordings_without_a_name_are_found_by_their_sound(tmp_path):
             pcm = soundfile.read(PUBLISHED / rules.sound_path(listed[i]['name']))[0]
             fine = np.interp(np.arange(220_500) / 44_100, np.arange(80_000) / 16_000, pcm)
             soundfile.write(tmp_path / 'x.wav', 0.5 * fine, 44_100, subtype='PCM_16')
-            found.append(build.measure(tmp_path / 'x.wav'))
+            found.append(build.measured_columns(tmp_path / 'x.wav'))
         which = rules.match_by_sound(listed, found)
         right, total = right + sum(order[j] == i for i, j in which.items()), total + len(order)
     assert total == 32 and right >= 30
