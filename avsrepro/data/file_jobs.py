@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEMPORARY', 'FileJob', 'FileReport', 'clear_temporary', 'only_writer', 'attempt', 'run_jobs', 'exit_code']
 
-# %% ../../nbs/data/60_file_jobs.ipynb #7b2acd27
+# %% ../../nbs/data/60_file_jobs.ipynb #6bae6b44
 import re
 import sys
 from collections import Counter
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.errors import InputError
+from ..core.errors import InputError, check
 from ..core.paths import locked
 from ..core.processes import in_parallel
 
@@ -88,7 +88,7 @@ def only_writer(out: Path) -> Iterator[None]:
         wanted = 'expected a folder that you may write to'
         raise InputError(f'{out}: nothing can be written here ({e.strerror}); {wanted}.') from e
 
-# %% ../../nbs/data/60_file_jobs.ipynb #523d1d19
+# %% ../../nbs/data/60_file_jobs.ipynb #62143f9a
 def attempt(job: FileJob) -> str:
     "Do a job; what kept it from being done, in one sentence, or nothing."
     try:
@@ -110,7 +110,8 @@ def run_jobs(
     before: Callable[[], object] | None = None,  # once, when nobody else writes
     **bar: Any,  # of tqdm
 ) -> FileReport:
-    "Write what is not there yet. `InputError` only for a folder that cannot be written to."
+    "Write what is not there yet. `InputError` for a folder that cannot be written to."
+    check(workers is None or workers > 0, f'workers is {workers}; expected at least one.')
     out, todo = Path(out), [job for job in jobs if overwrite or not job.done]
     files = Counter()
     for job in todo:
