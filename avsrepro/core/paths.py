@@ -81,7 +81,7 @@ def results_dir(*parts: str) -> Path:
 
 def settle_places() -> None:
     "Make the folders of all `AVSREPRO_...` variables absolute, for processes that work in another folder."
-    for name, value in os.environ.items():
+    for name, value in list(os.environ.items()):
         if name.startswith('AVSREPRO_') and name != 'AVSREPRO_CORES' and value:
             os.environ[name] = str(user_path(value).absolute())
 
@@ -129,7 +129,9 @@ def _places() -> dict[str, Path]:
     for name, find in (('CACHE', _cache_root), ('RESULTS', results_dir)):
         with suppress(InputError):
             places[f'AVSREPRO_{name}'] = find().resolve()
-    return places | dict(TMPDIR=Path(tempfile.gettempdir()).resolve())
+    with suppress(OSError):  # Python looks for one that it can write to
+        places['TMPDIR'] = Path(tempfile.gettempdir()).resolve()
+    return places
 
 
 def _free(path: Path) -> str:
