@@ -107,6 +107,7 @@ def find_shared(
 # %% ../../nbs/core/10_paths.ipynb #a5e1d003
 _FULL = ('ENOSPC', 'EDQUOT', 'EROFS', 'EFBIG')  # nothing more can be written
 _BARRED = ('EACCES', 'EPERM', 'EIO')  # or read
+_TOLD = re.compile(r"\(os error (\d+)\)|^\[Errno (\d+)\][^']*(?:'(.*)')?$")
 
 
 def _numbers(*names: str) -> set[int]:
@@ -115,10 +116,10 @@ def _numbers(*names: str) -> set[int]:
 
 def refusal(e: BaseException) -> OSError | None:
     "What the file system refused, also where safetensors or a kernel tells of it; None for another error."
-    found = re.search(r'\(os error (\d+)\)|^\[Errno (\d+)\]', str(e))
-    if found and not isinstance(e, OSError):
+    found = _TOLD.search(str(e))
+    if found and getattr(e, 'errno', None) is None:
         number = int(found[1] or found[2])
-        e = OSError(number, os.strerror(number), None, number)
+        e = OSError(number, os.strerror(number), found[3], number)
     refused = isinstance(e, OSError) and e.errno in _numbers(*_FULL, *_BARRED)
     return e if refused else None
 
@@ -134,6 +135,16 @@ def _places() -> dict[str, Path]:
     return places
 
 
+def _remedy(path: Path, e: OSError) -> str:
+    "What to do; the variable is that of the innermost folder around `path`."
+    roots = {p: name for name, p in _places().items() if path.resolve().is_relative_to(p)}
+    name = roots[max(roots, key=lambda p: len(p.parts))] if roots else ''
+    first = 'See to the rights there' if e.errno in _numbers(*_BARRED) else 'Make room there'
+    if name == 'TMPDIR':
+        return f'{first}, or give another folder (for temporary files: set TMPDIR)'
+    return f'{first}, or {f"set {name} to" if name else "give"} another folder'
+
+
 def _free(path: Path) -> str:
     "How much is free where `path` lies or would lie, e.g. `12 MB free`."
     with suppress(OSError):
@@ -145,19 +156,17 @@ def _free(path: Path) -> str:
 def unwritable(e: OSError, path: str | Path | None = None) -> InputError:
     "The sentence for what the file system refused at `path` (default: where the error says)."
     verb = 'read or written' if e.errno in _numbers(*_BARRED) else 'written'
-    path, places = path or e.filename, _places()
+    path = path or e.filename
     if path is None:
-        rooms = ', '.join(f'{p} ({name}, {_free(p)})' for name, p in places.items())
+        rooms = ', '.join(f'{p} ({name}, {_free(p)})' for name, p in _places().items())
         return InputError(
             f'a file cannot be {verb} ({e.strerror}); the folders are {rooms}. '
             'Make room or set another folder; the same command goes on from what is finished.'
         )
     path = Path(os.fsdecode(path)).absolute()
-    names = [name for name, p in places.items() if path.resolve().is_relative_to(p)]
-    remedy = f'set {names[0]} to another folder' if names else 'give another folder'
     return InputError(
         f'{path}: cannot be {verb} ({e.strerror}; {_free(path)}). '
-        f'Make it possible or {remedy}; the same command goes on from what is finished.'
+        f'{_remedy(path, e)}; the same command goes on from what is finished.'
     )
 
 
@@ -212,17 +221,17 @@ def atomic_path(
     path = Path(path)
     _make_folder(path.parent)
     tmp = path.with_name(f'.{path.stem[:80]}.{uuid4().hex[:8]}.tmp{path.suffix}')
-    try:
-        with writing(path):
+    with writing(path):
+        try:
             yield tmp
             _like_others(tmp)
             if sync:
                 with open(tmp, 'r+b') as f:  # Windows flushes only what may be written
                     os.fsync(f.fileno())
             _rename(tmp, path)
-    finally:
-        with suppress(OSError):
-            tmp.unlink()
+        finally:
+            with suppress(OSError):
+                tmp.unlink()
 
 
 def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> Path:

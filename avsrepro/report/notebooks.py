@@ -88,8 +88,7 @@ def kernel_error(notebook: Path, e: Exception) -> InputError | None:
         return InputError(e.evalue)
     if name == 'DeadKernelError' or 'Kernel died' in str(e):
         return killed(f'{notebook.name}: its kernel')
-    known = dict(MemoryError=MemoryError, OSError=OSError, PermissionError=PermissionError)
-    told = known.get(name, RuntimeError)(e.evalue) if hasattr(e, 'evalue') else e
+    told = (MemoryError if name == 'MemoryError' else RuntimeError)(e.evalue) if hasattr(e, 'evalue') else e
     sentence = lack(told)
     return sentence and InputError(f'{notebook.name}: {sentence}')
 
