@@ -9,6 +9,7 @@ __all__ = ['app', 'data_app', 'runs_app', 'Paper', 'Only', 'ProfileName', 'Chang
            'data_check', 'runs_list', 'runs_import', 'runs_clear']
 
 # %% ../nbs/cli/10_cli.ipynb #9311bc35
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,8 @@ import typer
 from tqdm import tqdm
 
 from .core.errors import InputError, check
-from .core.processes import cores
+from .core.paths import settle_places, user_path
+from .core.processes import cores, lack
 from .experiments.registry import notebook_of, paper_names, select_experiments
 from .experiments.schema import Experiment
 
@@ -43,17 +45,32 @@ app.add_typer(data_app, name='data')
 app.add_typer(runs_app, name='runs')
 
 # %% ../nbs/cli/10_cli.ipynb #75e35528
+def _fail(message: object, code: int = 2) -> None:
+    print(f'avsrepro: {message}', file=sys.stderr)
+    sys.exit(code)
+
+
+def _arguments(given: list[str]) -> list[str]:
+    "The words of a command, `~` expanded also behind `--option=`, which shells leave as it is."
+    parts = [re.match(r'(--[a-z-]+=)?(~(?:/.*)?)$', word) for word in given]
+    return [f'{p[1] or ""}{user_path(p[2])}' if p else word for p, word in zip(parts, given, strict=True)]
+
+
 def main() -> None:
-    "Entry point of `avsrepro`: `InputError` becomes one line and exit code 2."
+    "Entry point of `avsrepro`: bad input or a machine that lacks something is one line and exit code 2."
     try:
-        app()
+        settle_places()
+        app(_arguments(sys.argv[1:]))
     except InputError as e:
-        print(f'avsrepro: {e}', file=sys.stderr)
-        sys.exit(2)
+        _fail(e)
     except KeyboardInterrupt:
         said = 'interrupted; nothing is half-written, finished runs are kept: give the same command again.'
-        print(f'avsrepro: {said}', file=sys.stderr)
-        sys.exit(130)
+        _fail(said, 130)
+    except Exception as e:
+        sentence = lack(e)
+        if sentence is None:
+            raise
+        _fail(sentence)
 
 
 def _version(asked: bool) -> None:

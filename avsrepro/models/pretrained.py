@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..core.errors import InputError, check
+from ..core.paths import atomic_path, atomic_write, publish, refusal, unwritable
 from .base import AVSModel
 from .registry import create_model
 
@@ -64,12 +64,14 @@ def save_pretrained(
     tmp = folder.with_name(f'.{folder.name}.tmp')  # one left by a kill is taken away
     shutil.rmtree(tmp, ignore_errors=True)
     try:
-        tmp.mkdir()
-        (tmp / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+        atomic_write(tmp / 'config.json', json.dumps(config, indent=2) + '\n', sync=False)
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-        save_file(tensors, tmp / 'model.safetensors')
-        os.replace(tmp, folder)
-    except (OSError, SafetensorError) as e:
+        with atomic_path(tmp / 'model.safetensors', sync=False) as file:
+            save_file(tensors, file)
+        publish(tmp, folder)
+    except (OSError, SafetensorError, InputError) as e:
+        if why := refusal(e.__cause__ or e):
+            raise unwritable(why, folder) from e
         raise InputError(f'{folder}: could not be written ({e}); nothing is left of it.') from e
     finally:
         shutil.rmtree(tmp, ignore_errors=True)

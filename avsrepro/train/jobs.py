@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..core.errors import InputError, check
-from ..core.processes import cores, worker_pool
+from ..core.processes import cores, killed, lack, worker_pool
 from .running import OpenSplits, Progress, default_splits, run, work
 from .store import RunResult, RunSpec, RunStore
 
@@ -113,12 +113,10 @@ def _raise(failed: Mapping[str, Exception], runs: Mapping[str, RunSpec]) -> None
         return
     names, first = ', '.join(f'{runs[i].label} ({i})' for i in failed), next(iter(failed.values()))
     if isinstance(first, BrokenProcessPool):
-        raise RuntimeError(
-            'a training process was killed from outside, perhaps for want of memory. '
-            f'Not finished: {names}. The same call resumes them.'
-        ) from first
-    kind = InputError if isinstance(first, InputError) else RuntimeError
-    why = f'{type(first).__name__}: {first}'
+        raise InputError(f'{killed("a training process")} Not finished: {names}.') from first
+    lacking = lack(first)
+    kind = InputError if lacking or isinstance(first, InputError) else RuntimeError
+    why = lacking or (first if kind is InputError else f'{type(first).__name__}: {first}')
     raise kind(f'{len(failed)} of {len(runs)} runs failed: {names}. {why}') from first
 
 
