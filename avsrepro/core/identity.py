@@ -149,6 +149,7 @@ CARRIERS = {
     'avsrepro.core.identity': 'names, not numbers',
     'avsrepro.core.paths': 'where files lie, and how one is written',
     'avsrepro.core.processes': 'how workers start and end',
+    'avsrepro.data.fingerprints': 'names of what files hold',
     'avsrepro.models': 'names that are handed on; what they name counts by itself',
     'avsrepro.models.pretrained': 'finished models, written and read as they are',
     'avsrepro.models.registry': 'which class a name means; its module counts by itself',

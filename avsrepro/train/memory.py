@@ -21,6 +21,7 @@ from ..core.errors import check
 from ..core.identity import array_hash, code_hash, content_hash
 from ..core.paths import locked
 from ..data.assets import open_bank
+from ..data.fingerprints import fingerprint
 from ..nn.features import encoder_key, run_encoder
 from ..nn.memory import Memory, empty_memory, shortages, write_memory
 from ..nn.precision import cpu_threads
@@ -138,6 +139,16 @@ def build_memory(
     return memory
 
 # %% ../../nbs/train/60_memory.ipynb #bdafc598
+def _sounds_of(place: Mapping[str, Any]) -> dict[str, Any]:
+    "What the sounds of a recipe are, wherever they lie: a bank, or what the files of the clips hold."
+    if 'bank' in place:
+        return dict(place, content=open_bank(place['bank']).key)
+    parts = {p['setting']: p['data'] for p in (place['clips'], *place['barred'])}
+    content = {s: fingerprint(data['root'], s) for s, data in parts.items() if 'root' in data}
+    barred = [without_places(p) for p in place['barred']]
+    return dict(clips=without_places(place['clips']), barred=barred, content=content)
+
+
 def _memory_key(recipe: Mapping[str, Any]) -> str:
     "Hash of all that the memory depends on."
     place, encoder = recipe['sounds'], recipe['encoder']
@@ -147,8 +158,7 @@ def _memory_key(recipe: Mapping[str, Any]) -> str:
     )  # which finds the reader, and knows all of them
     return content_hash(
         dict(
-            sounds=without_places(place),
-            bank=open_bank(place['bank']).key if 'bank' in place else '',
+            sounds=_sounds_of(place),
             encoder=files_as(file_hash, lambda inner: inner['key'], encoder),
             numbers=[recipe['k'], recipe['m'], recipe['seed']],
             sklearn=version('scikit-learn'),
@@ -208,13 +218,13 @@ def _made(recipe: Mapping[str, Any], progress: bool) -> Memory:
 def memory_file(recipe: Mapping[str, Any], progress: bool = True) -> Path:
     """The file with the memory of a recipe; built if it is not in the cache, by one process.
 
-    `InputError` if the code has changed since the recipe was written."""
+    `InputError` if the code or the data have changed since the recipe was written."""
     path = path_of(recipe)
     with locked(path):
         if not path.exists():
             check(
                 recipe['key'] == _memory_key(recipe),
-                f'{path.name}: its recipe was written by other code; plan the runs anew.',
+                f'{path.name}: its recipe was written by other code or for other data; plan the runs anew.',
             )
             memory = _made(recipe, progress)
             _say_short(memory, recipe['k'], recipe['m'], recipe['source'])
