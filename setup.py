@@ -27,7 +27,7 @@ setup(
     ],
     project_urls={"Source": cfg["git_url"]},
     packages=find_packages(include=["avsrepro", "avsrepro.*"]),
-    package_data={"avsrepro": ["papers/*/published/*.csv", "papers/*/register.csv", "experiments/profiles/*.yaml", "models/release_maps/*.csv"]},
+    package_data={"avsrepro": ["papers/*/published/*.csv", "papers/*/register.csv", "experiments/profiles/*.yaml", "models/release_maps/*.csv", "nn/weights.csv"]},
     include_package_data=True,
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
