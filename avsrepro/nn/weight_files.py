@@ -146,7 +146,7 @@ def _state_in(content: Any, path: Path) -> dict[str, Tensor]:
     check(not odd, f"{path}: expected a state dict of tensors; '{''.join(map(str, odd[:1]))}' is none.")
     return {k: v.detach() for k, v in content.items()}
 
-# %% ../../nbs/nn/16_weight_files.ipynb #57e5d3ec
+# %% ../../nbs/nn/16_weight_files.ipynb #c6a6ef26
 def _fault(path: Path) -> str:
     "What is wrong with a file, as far as its bytes tell without reading all."
     with open(path, 'rb') as f:
@@ -174,7 +174,8 @@ def _content(path: Path) -> Any:
         raise
     except pickle.UnpicklingError as e:
         other = 'holds other things than weights, or is damaged: give a state dict that torch.save wrote'
-        raise InputError(f'{path}: {other}.') from e
+        whole = 'persistent_load' in str(e)  # of a class: how models were pickled before PyTorch 1.6
+        raise InputError(f'{path}: {_WHOLE if whole else other}.') from e
     except Exception as e:  # readers of half a file raise many types
         raise InputError(f'{path}: is not complete, or damaged: {_AGAIN}.') from e
 
