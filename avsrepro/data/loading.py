@@ -21,6 +21,7 @@ from .assets import open_bank
 from .avis import open_avis, split_files
 from .avis_scenes import AVISConfig, avis_key, make_avis, write_avis
 from .clips import open_dataset
+from .fingerprints import fingerprint
 from .layouts import AVSBENCH_SETTINGS, SPLITS, table_path
 from .mixture import Mixture
 from .negatives import BankSounds
@@ -113,7 +114,7 @@ def describe(
         return dict(source=source, config=cfg, key=key(_config_of(cfg, kind)), **more)
     table = table_of(root, setting)
     check(table.is_file(), f'{table}: not found; the {setting} setting needs it.')
-    key = content_hash([setting, table.read_text(encoding='utf-8')])
+    key = fingerprint(root, setting)
     return dict(source=source, root=str(root), key=key, **more)
 
 # %% ../../nbs/data/50_loading.ipynb #ccd94a6f

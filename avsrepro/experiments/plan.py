@@ -9,9 +9,11 @@ __all__ = ['encoder_options', 'halved', 'seeds_of', 'kind_of', 'training_of', 'e
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ..data.fingerprints import one_look
 from ..data.loading import describe, locate, num_classes, table_of
 from ..data.vpo import VPO_SETTINGS
 from .profiles import Profile, get_profile
@@ -150,8 +152,8 @@ def plan(
     profile = get_profile(profile) if isinstance(profile, str) else profile
     source, root = locate(data)
     encoders, specs = _Once(partial(encoder_options, profile, source)), []
-    for setting in experiment.settings:
-        for row in experiment.rows:
+    with one_look():  # at the files of a download
+        for setting, row in product(experiment.settings, experiment.rows):
             if row.settings and setting not in row.settings:
                 continue
             chosen = encoders[encoder_of(row, profile, setting, experiment)]

@@ -26,6 +26,7 @@ def run_specs(
     jobs: int | None = None,  # at a time; default: one a core
     store: RunStore | None = None,  # default: the user's
     progress: bool = True,
+    processes: int = 1,  # that train one run together; then one run at a time
 ) -> list[RunResult]:
     "The results of runs, from the store or trained now; what they need is made before."
     from avsrepro.train.jobs import pending
@@ -37,9 +38,12 @@ def run_specs(
         return [replace(store.get(s.run_id), spec=s) for s in specs]
     start_server()
     from avsrepro.experiments.prepare import prepare
-    from avsrepro.train.jobs import run_all
+    from avsrepro.train.jobs import longest_first, run_all
+    from avsrepro.train.running import run
 
     prepare(list(todo.values()), jobs=jobs or cores(), progress=progress)
+    for spec in longest_first(todo).values() if processes > 1 else ():
+        run(spec, store, processes=processes)
     return run_all(specs, jobs=jobs, store=store, progress=progress)
 
 # %% ../../nbs/experiments/60_run.ipynb #b23c456b

@@ -5,8 +5,6 @@
 # %% ../../nbs/models/72_released.ipynb #7a1c1203
 from __future__ import annotations
 
-import argparse
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..core.errors import InputError, check, unknown
@@ -23,52 +20,11 @@ from .pretrained import room_for, save_pretrained
 from .registry import create_model
 from .release_names import DERIVED, in_our_names, official_name, release_map
 from ..nn.htsat import mel_filters
+from ..nn.weight_files import read_weights
+from ..nn.weights import digest_of
 
 # %% auto #0
-__all__ = ['without_prefix', 'read_released', 'Release', 'recognise', 'load_released', 'release_size', 'mask_size', 'read_bank',
-           'convert']
-
-# %% ../../nbs/models/72_released.ipynb #7a1c1206
-_PREFIXES = ('module.', '_orig_mod.', 'model.', 'net.')
-_WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'net', 'params', 'module')
-
-
-def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    "A state dict without the prefixes of wrappers that all its names share."
-    state = dict(state)
-    while state and (prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), '')):
-        state = {k.removeprefix(prefix): v for k, v in state.items()}
-    return state
-
-# %% ../../nbs/models/72_released.ipynb #7a1c1215
-def _content(path: Path) -> Any:
-    "What `torch.save` or safetensors put into a file; `InputError` if neither did."
-    check(path.is_file(), f'{path}: no such weights file; give a released checkpoint.')
-    try:
-        if path.suffix == '.safetensors':
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # that of a training script
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:  # pickle and zip readers raise many types
-        expected = 'a complete state dict that torch.save wrote, or a .safetensors file of that name'
-        whole = 'a whole pickled model is not read: save its state_dict() instead'
-        raise InputError(f'{path}: unreadable ({type(e).__name__}); expected {expected}; {whole}.') from e
-
-
-def read_released(path: str | Path) -> dict[str, Tensor]:
-    "The official names and values in a checkpoint; `InputError` if it is none."
-    state = _content(Path(path))
-    while isinstance(state, dict) and not any(isinstance(v, Tensor) for v in state.values()):
-        wrapper = next((w for w in _WRAPPERS if isinstance(state.get(w), dict)), None)
-        found = ', '.join(map(str, list(state)[:5])) or 'nothing'
-        known = ', '.join(_WRAPPERS)
-        check(wrapper is not None, f'{path}: expected a state dict, or one under {known}; found {found}.')
-        state = state[wrapper]
-    tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
-    check(tensors, f'{path}: expected a state dict of tensors.')
-    odd = [k for k, v in state.items() if not k.endswith(DERIVED) and not v.isfinite().all()]
-    check(not odd, f"{path}: '{''.join(odd[:1])}' has numbers that are not finite.")
-    return without_prefix(state)
+__all__ = ['Release', 'recognise', 'load_released', 'release_size', 'mask_size', 'read_bank', 'convert']
 
 # %% ../../nbs/models/72_released.ipynb #7a1c1209
 @dataclass(frozen=True)
@@ -168,7 +124,7 @@ def load_released(path: str | Path, model: AVSModel) -> Release:
 
     `InputError` names what does not fit: the model, the classes, weights that are missing, left over or of
     another shape."""
-    state = read_released(path)
+    state = read_weights(path)
     release = recognise(state, path)
     check(release.model == model.name, f'{path}: is of {release.model}, the model is {model.name}.')
     check(model.spec == 'code', f"{path}: is what was released; it needs a model of spec='code'.")
@@ -257,15 +213,6 @@ def _check_files(release: Release, audio: Any, bank: Any, path: str | Path) -> N
     check(not needs or bank is not None, told)
     check(needs or bank is None, f'{path}: is {release}, which has no bank; leave it out (--bank).')
 
-
-def _digest(path: str | Path) -> str:
-    "SHA-256 of a file."
-    total = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while block := f.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
-
 # %% ../../nbs/models/72_released.ipynb #7a1c1216
 def convert(
     path: str | Path,  # a released checkpoint
@@ -277,7 +224,7 @@ def convert(
 ) -> Release:
     "Make a model's folder of a released checkpoint, for `from_pretrained`; `InputError` if anything is off."
     out = room_for(out)
-    release = recognise(read_released(path), path)
+    release = recognise(read_weights(path), path)
     _check_asked(release, model, setting, path)
     _check_files(release, audio, bank, path)
     sounds = read_bank(bank) if bank is not None else None
@@ -288,7 +235,7 @@ def convert(
         _remember(made, sounds)
     frames, masks = release_size(release, setting), mask_size(release, setting)
     given = {k: f for k, f in dict(checkpoint=path, audio=audio, bank=bank).items() if f is not None}
-    files = {k: dict(name=Path(f).name, sha256=_digest(f)) for k, f in given.items()}
+    files = {k: dict(name=Path(f).name, sha256=digest_of(f)) for k, f in given.items()}
     record = dict(files=files, release=str(release), setting=setting, frames=[frames] * 2, masks=[masks] * 2)
     save_pretrained(made, out, arguments, record)
     return release

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['AUDIO_BACKBONES', 'timm_models', 'read_visual', 'create_backbone', 'list_backbones', 'list_audio_backbones',
-           'create_audio_backbone']
+           'create_audio_backbone', 'encoder_shapes', 'encoder_state']
 
 # %% ../../nbs/nn/20_backbones.ipynb #fbec6cf3
 import difflib
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,9 +17,10 @@ import torch
 from torch import nn
 
 from ..core.errors import InputError, check, unknown
-from .encoders import AudioBackbone, VisualBackbone, load_weights, read_weights
-from .htsat import HTSAT, SMALL_HTSAT
+from .encoders import AudioBackbone, VisualBackbone, load_weights, matched
+from .htsat import HTSAT, SMALL_HTSAT, swin_name
 from .vggish import TF_MOBILENET, Stereo, VGGish, YAMNet
+from .weight_files import COMPUTED, read_weights
 
 # %% ../../nbs/nn/20_backbones.ipynb #823c3fd7
 def timm_models() -> ModuleType:
@@ -71,19 +73,33 @@ def _build_checked(name: str, pretrained: bool, kw: dict) -> nn.Module:
         raise InputError(f"backbone '{name}' cannot be built with options {kw or 'none'}: {why}") from e
 
 # %% ../../nbs/nn/20_backbones.ipynb #8497d355
+def _of_full(name: str, options: dict) -> list[str]:
+    "The names of the full model in timm, classifier and last norm included."
+    with torch.device('meta'):
+        return list(timm_models().create_model(name, **options).state_dict())
+
+
 def _load_visual(backbone: VisualBackbone, state: dict, source: str | Path, options: dict) -> None:
     "Load a state dict in timm's names, which may hold the rest of the full model too."
-    with torch.device('meta'):
-        full = timm_models().create_model(backbone.name, **options)
-    load_weights(backbone.net, state, source, also=full.state_dict())
+    load_weights(backbone.net, state, source, also=_of_full(backbone.name, options))
     if backbone.name == 'mobilenetv1_100' and _identity_block(backbone.net):
         backbone.hold(backbone.net.blocks[4][1])
 
+# %% ../../nbs/nn/20_backbones.ipynb #744b9b35
+def _swin_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    "An official Swin state dict in timm's names; one in timm's own stays."
+    if 'layers.0.downsample.reduction.weight' not in state:
+        return state
+    state = {swin_name(k): v for k, v in state.items()}
+    return {f'head.fc.{k[5:]}' if k in ('head.weight', 'head.bias') else k: v for k, v in state.items()}
+
 
 def read_visual(name: str, weights: str | Path) -> dict[str, torch.Tensor]:
-    "The state dict in a file of weights, in timm's names."
+    "The state dict in a file of weights, official or timm's, in timm's names."
     state = read_weights(weights)
-    if name.startswith('mit_'):
+    if name.startswith('swin_'):
+        return _swin_state(state)
+    if name.startswith(('mit_', 'pvt_v2_')):
         from avsrepro.nn.mit import mit_state
 
         return mit_state(state)
@@ -165,10 +181,15 @@ def _download(name: str) -> dict[str, torch.Tensor]:
         raise InputError(f'{problem}; without a network {advice}') from e
 
 
+def _within(net: AudioBackbone) -> nn.Module:
+    "The network that a file of weights is of."
+    return net.net if net.name == 'yamnet' else net
+
+
 def _load_audio(net: AudioBackbone, weights: str | Path | None) -> None:
     "Load the weights in a file, or the published ones."
     state = net.convert(read_weights(weights) if weights else _download(net.name))
-    load_weights(net.net if net.name == 'yamnet' else net, state, weights or _VGGISH_URL)
+    load_weights(_within(net), state, weights or _VGGISH_URL)
     if net.name == 'yamnet':
         net.hold(*(m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)))
 
@@ -194,3 +215,36 @@ def create_audio_backbone(
     if pretrained or weights:
         _load_audio(net, weights)
     return Stereo(net) if stereo else net
+
+# %% ../../nbs/nn/20_backbones.ipynb #21dedae1
+def _on_meta(name: str, kw: dict) -> nn.Module:
+    "The network of an encoder, without memory for its weights."
+    with torch.device('meta'):
+        audio = name in AUDIO_BACKBONES
+        return _within(create_audio_backbone(name, **kw)) if audio else create_backbone(name, **kw).net
+
+
+def _full_name(k: str) -> str:
+    "A name in the full model of what timm calls `layers_0` in a part of it."
+    return re.sub(r'^([a-z]+)_(\d+)\.', r'\1.\2.', k)
+
+
+def _stored(k: str) -> bool:
+    return not k.endswith(COMPUTED)
+
+# %% ../../nbs/nn/20_backbones.ipynb #767c9c36
+def encoder_shapes(name: str, **kw) -> dict[str, tuple[int, ...]]:  # name of a weight -> its shape
+    "What a file of weights for an encoder holds, visual or audio, in the spelling of the full model."
+    return {_full_name(k): tuple(v.shape) for k, v in _on_meta(name, kw).state_dict().items() if _stored(k)}
+
+
+def encoder_state(name: str, path: str | Path, **kw) -> dict[str, torch.Tensor]:
+    """The weights of an encoder in a file, official or ours, named as in `encoder_shapes`.
+
+    `InputError` unless the file has all of them with their shapes, and nothing of another network."""
+    if name in AUDIO_BACKBONES:
+        state, also = AUDIO_BACKBONES[name][0].convert(read_weights(path)), []
+    else:
+        state, also = read_visual(name, path), _of_full(name, kw)
+    found = matched(_on_meta(name, kw), state, path, also)
+    return {_full_name(k): v for k, v in found.items()}
