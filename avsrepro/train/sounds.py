@@ -160,7 +160,8 @@ def sounds_for(options: Mapping[str, Any], data: Mapping[str, Any], setting: str
         return dict(bank=data['config']['bank'], channels=2 if stereo else 1)
     from avsrepro.data.loading import describe
 
-    plain = {k: v for k, v in data.items() if k != 'mixture'}  # negatives are nobody's sound
+    unheard = 'mixture', 'view'  # negatives are nobody's sound, and pictures have none
+    plain = {k: v for k, v in data.items() if k not in unheard}
     own, alone = dict(setting=setting, data=plain), ALONE.get(setting, setting)
     if alone == setting:
         return dict(clips=own, barred=[own])
