@@ -49,12 +49,11 @@ def user_path(text: str | Path) -> Path:
 def _cache_root() -> Path:
     if root := os.environ.get('AVSREPRO_CACHE'):
         return user_path(root)
-    path = user_cache_path('avsrepro')
-    if not path.is_absolute():  # a `~` that nothing could expand
-        raise InputError(
-            'no home folder is known of this user; set AVSREPRO_CACHE to a folder you may write to.'
-        )
-    return path
+    with suppress(RuntimeError):  # no home
+        path = user_cache_path('avsrepro')
+        if path.is_absolute():  # older versions leave a `~` that nothing can expand
+            return path
+    raise InputError('no home folder is known of this user; set AVSREPRO_CACHE to a folder you may write to.')
 
 
 def cache_dir(*parts: str) -> Path:

@@ -98,7 +98,7 @@ def _place_socket() -> None:
 
     before = tempfile.gettempdir()
     try:
-        tempfile.tempdir = short_folder((before, '/tmp', '/var/tmp', '/dev/shm'))
+        tempfile.tempdir = short_folder((before, '/tmp', '/dev/shm'))
         get_temp_dir()  # made at the first call, and kept
     finally:
         tempfile.tempdir = before
