@@ -335,6 +335,53 @@ def test_official_file_of_full_size(encoder, tmp_path):
     assert found == encoder_shapes(encoder)
 
 
+HUB = {
+    'norm1': 'layer_norm_1',
+    'norm2': 'layer_norm_2',
+    'attn.q': 'attention.self.query',
+    'attn.kv': 'attention.self.{}',
+    'attn.proj': 'attention.output.dense',
+    'attn.sr': 'attention.self.sr',
+    'attn.norm': 'attention.self.layer_norm',
+    'mlp.fc1': 'mlp.dense1',
+    'mlp.fc2': 'mlp.dense2',
+    'mlp.dwconv.dwconv': 'mlp.dwconv.dwconv',
+}
+
+
+def on_hub(state):
+    "A MiT state dict as NVIDIA put it on the Hugging Face hub, where keys and values are two layers."
+    out = {}
+    for name, v in state.items():
+        part, kind = name.rsplit('.', 1)
+        if part == 'head':
+            out[f'classifier.{kind}'] = v
+        elif part.startswith('block'):
+            i, j, inner = part.removeprefix('block').split('.', 2)
+            theirs = f'segformer.encoder.block.{int(i) - 1}.{j}.{HUB[inner]}.{kind}'
+            both = zip(('key', 'value'), v.chunk(2)) if inner == 'attn.kv' else [('', v)]
+            out |= {theirs.format(n): half for n, half in both}
+        elif part.startswith('patch_embed'):
+            inner = 'proj' if part.endswith('proj') else 'layer_norm'
+            out[f'segformer.encoder.patch_embeddings.{int(part[11]) - 1}.{inner}.{kind}'] = v
+        else:
+            out[f'segformer.encoder.layer_norm.{int(part[4]) - 1}.{kind}'] = v
+    return out
+
+
+@pytest.mark.parametrize('below', ('segformer.', ''))
+def test_file_of_the_hub(below, tmp_path):
+    "The two spellings of MiT give the same weights; the hub has the encoder with a classifier, and alone."
+    state = {k: torch.randn(v) for k, v in of_pvt(**B0, ratios=(4, 4, 4, 4)).items()}
+    torch.save(state, tmp_path / 'mit_b0.pth')
+    named = {
+        k.replace('segformer.', below): v for k, v in on_hub(state).items() if below or 'classifier' not in k
+    }
+    torch.save(named, tmp_path / 'pytorch_model.bin')
+    one, two = (encoder_state('mit_b0', tmp_path / n) for n in ('mit_b0.pth', 'pytorch_model.bin'))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
 GOLDENS = {
     'pvt_v2_b5': ('tpavi_binary_pvt_v2_b5', 'encoder_backbone.'),
     'htsat': ('ddeseg_mit_b5', 'audio_model.'),
@@ -618,6 +665,9 @@ def test_given_file(official, tmp_path, capsys, monkeypatch):
     assert list(notes) == ['other', 'pvt_v2_b0']
     assert notes['pvt_v2_b0']['made_of']['source'] == 'https://github.com/whai362/PVT/tree/v2/classification'
     before = digest_of(tmp_path / 'pvt_v2_b0.safetensors')
+    keep_weights('pvt_v2_b0', tmp_path / STORED[0], tmp_path.parent / 'copy')  # not a name of the authors
+    note = json.loads((tmp_path.parent / 'copy' / 'weights.json').read_text())['pvt_v2_b0']
+    assert (note['sha256'], note['made_of']['source'], note['licence']) == (before, 'unknown', 'unknown')
     for bad, words in (
         (tmp_path / 'none.pth', 'no such weights file'),
         (repo_root() / 'README.md', 'no file of'),

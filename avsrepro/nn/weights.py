@@ -94,7 +94,7 @@ def _check_digest(known: WeightsFile, path: Path, found: str, name: str) -> None
     message = f"its SHA-256 begins with {found[:8]}, that of {name} with {wanted[:8]}: download it again"
     check(found.startswith(wanted), f'{path}: {message}.')
 
-# %% ../../nbs/nn/22_weights.ipynb #34cb8775
+# %% ../../nbs/nn/22_weights.ipynb #68f39e8d
 def _note(folder: Path, encoder: str, entry: dict) -> None:
     "Put an entry into the folder's `weights.json`, whose other entries stay."
     path = folder / 'weights.json'
@@ -105,27 +105,29 @@ def _note(folder: Path, encoder: str, entry: dict) -> None:
             raise InputError(f'{path}: is not JSON; move it away and try again.') from e
         atomic_write(path, json.dumps({**notes, encoder: entry}, indent=1, ensure_ascii=False) + '\n')
 
-
+# %% ../../nbs/nn/22_weights.ipynb #1bace29b
 def keep_weights(
     encoder: str,
     given: str | Path,  # a file in official names, or in ours
     folder: str | Path,
-    source: str = '',  # where it comes from; default: the page of the table
+    source: str = '',  # where it comes from; default: the page of the table, if it bears the authors' name
     name: str = '',  # what the authors call it; default: as it is called
 ) -> Path:
     "Check a file of weights and store them in a folder, converted; returns the new file."
     known, given = weights_file(encoder), Path(given).expanduser()
     folder = Path(folder).expanduser()
-    state = encoder_state(encoder, given)
+    state, path = encoder_state(encoder, given), folder / known.stored
     name, found = name or given.name, digest_of(given)
     _check_digest(known, given, found, name)
-    origin = dict(name=name, sha256=found, bytes=given.stat().st_size, source=source or known.page)
-    path = folder / known.stored
+    theirs = bool(source) or name in known.names
+    source = source or (known.page if theirs else 'unknown')
+    origin = dict(name=name, sha256=found, bytes=given.stat().st_size, source=source)
     with atomic_path(path) as part:
         save_file({k: v.contiguous().clone() for k, v in state.items()}, part, metadata=dict(format='pt'))
     made = dict(file=known.stored, sha256=digest_of(path), bytes=path.stat().st_size)
     date = datetime.now(timezone.utc).isoformat(timespec='seconds')
-    _note(folder, encoder, made | dict(made_of=origin, licence=known.licence, date=date))
+    licence = known.licence if theirs else 'unknown'
+    _note(folder, encoder, made | dict(made_of=origin, licence=licence, date=date))
     return path
 
 # %% ../../nbs/nn/22_weights.ipynb #045e3791
