@@ -1,0 +1,114 @@
+"What a training step needs in memory, counted without computing, and what recomputing saves."
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from avsrepro.models import create_model
+from avsrepro.models.registry import model_class
+from avsrepro.nn.recompute import recomputed, recomputed_parts
+from avsrepro.train.batches import Batch
+from avsrepro.train.engine import weighted_loss
+
+PVT = dict(
+    backbone='pvt_v2_b0',
+    backbone_options=dict(
+        embed_dims=(16, 32, 40, 64),
+        depths=(2, 1, 1, 1),
+        num_heads=(1, 2, 5, 8),
+        mlp_ratios=(2, 2, 2, 2),
+        drop_path_rate=0.3,
+        proj_drop_rate=0.2,
+    ),
+)
+RESNET = dict(backbone='test_resnet', backbone_options=dict(zero_init_last=False, drop_path_rate=0.3))
+SWIN = dict(
+    backbone='swin_tiny_patch4_window7_224',
+    backbone_options=dict(
+        img_size=64, embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window_size=2
+    ),
+)
+CASES = [
+    ('sdavs', 'tiny', SWIN),
+    ('sdavs', 'tiny', RESNET),
+    ('tpavi', 'tiny', RESNET),
+    ('tpavi', 'tiny', PVT),
+    ('avsegformer', 'tiny', PVT),
+    ('selm', 'inside', PVT),
+    ('selm', 'tiny', RESNET),
+    ('ddeseg', 'inside', PVT),
+    ('ddeseg', 'levels', RESNET),
+]
+NAMES = [f'{model}-{tiny}-{trunk["backbone"]}' for model, tiny, trunk in CASES]
+
+
+def build(name, tiny, trunk, classes=1):
+    torch.manual_seed(0)
+    options = dict(model_class(name).tiny[tiny]) | trunk
+    model = create_model(name, audio='vggish_small', num_classes=classes, **options)
+    for p in model.parameters():
+        if p.ndim > 1 and not p.any():
+            torch.nn.init.normal_(p, std=0.1)  # a map that starts at zero would hide what is before it
+    return model.train()
+
+
+def batch_of(clips, T, size, classes):
+    g = torch.Generator().manual_seed(1)
+    frames = torch.randint(0, 256, (clips, T, 3, size, size), generator=g, dtype=torch.uint8)
+    target = torch.randint(0, max(classes, 2), (clips, T, size, size), generator=g, dtype=torch.uint8)
+    mel = torch.randn(clips, T, 1, 96, 64, generator=g)
+    return Batch(['a'] * clips, (frames, mel), target, torch.ones(clips, T, dtype=torch.bool))
+
+
+def step(case, twice, amp=False):
+    "Loss, gradients, buffers and the next random number after a step."
+    model, batch = build(*case), batch_of(2, 2, 64, 1)
+    torch.manual_seed(3)
+    with recomputed(model) if twice else nullcontext():
+        with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+            output = predict_as_given(model, batch)
+        loss = weighted_loss(model, output, batch.target.long(), batch.supervised, model.loss)['total']
+        loss.backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    return loss.detach(), grads, dict(model.named_buffers()), torch.rand(1), model
+
+
+def predict_as_given(model, batch):
+    "`predict`, whose autocast would depend on the processor."
+    frames, mel = batch.inputs
+    return model.decode(model.encode(model.normalise(frames), mel), tuple(frames.shape[-2:]))
+
+
+@pytest.mark.parametrize('amp', [False, True], ids=['float32', 'bf16'])
+@pytest.mark.parametrize('case', CASES, ids=NAMES)
+def test_a_recomputed_step_is_the_same(case, amp):
+    """Loss, every gradient, running statistics and the noise that follows.
+
+    The same operations run on the same numbers; only the order in which gradients of a shared tensor are
+    added may differ, which is rounding: of float32, or of bf16."""
+    plain, twice = step(case, False, amp), step(case, True, amp)
+    assert plain[0] == twice[0] and plain[3] == twice[3]
+    scale = max(g.abs().max() for g in plain[1].values() if g is not None)
+    assert scale > 0
+    for n, g in plain[1].items():
+        assert (g is None) == (twice[1][n] is None), n
+        if g is not None:
+            error = (g - twice[1][n]).abs().max() / max(g.abs().max(), 1e-3 * scale)
+            assert error < (2e-2 if amp else 1e-5), (n, error.item())
+    for n, b in plain[2].items():
+        assert torch.equal(b, twice[2][n]), n
+
+
+@pytest.mark.parametrize('case', CASES, ids=NAMES)
+def test_most_of_a_model_is_recomputed(case):
+    "Blocks of the trunk and parts of the decoder; nothing twice, and no name changes."
+    model = build(*case)
+    parts, names = recomputed_parts(model), list(model.state_dict())
+    inside = [m for part in parts for m in part.modules() if m is not part]
+    assert not {id(m) for m in inside} & {id(p) for p in parts} and len({id(p) for p in parts}) == len(parts)
+    trunk = {id(m) for m in model.visual.modules()}
+    assert sum(id(p) in trunk for p in parts) >= 4 and any(id(p) not in trunk for p in parts)
+    with recomputed(model):
+        assert list(model.state_dict()) == names
+    assert not any('forward' in vars(m) for m in model.modules())
