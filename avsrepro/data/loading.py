@@ -21,7 +21,7 @@ from .assets import open_bank
 from .avis import open_avis, split_files
 from .avis_scenes import AVISConfig, avis_key, make_avis, write_avis
 from .clips import open_dataset
-from .layouts import AVSBENCH_SETTINGS, SPLITS, table_path
+from .layouts import AVSBENCH_SETTINGS, SPLITS, table_path, table_text
 from .mixture import Mixture
 from .negatives import BankSounds
 from .scenes import SceneConfig, dataset_key, make_dataset, write_dataset
@@ -110,7 +110,7 @@ def describe(
         return dict(source=source, config=cfg, key=key(_config_of(cfg, kind)), **more)
     table = table_of(root, setting)
     check(table.is_file(), f'{table}: not found; the {setting} setting needs it.')
-    key = content_hash([setting, table.read_text(encoding='utf-8'), size])
+    key = content_hash([setting, table_text(table), size])
     return dict(source=source, root=str(root), size=list(size) if size else None, key=key, **more)
 
 # %% ../../nbs/data/50_loading.ipynb #ccd94a6f
