@@ -7,6 +7,7 @@ __all__ = ['BROAD', 'VOC_CLASSES', 'Label', 'Bank', 'paste', 'ProceduralBank', '
            'VocEscTables', 'random_crop', 'VocEscBank', 'open_bank']
 
 # %% ../../nbs/data/30_assets.ipynb #40ed7b7b
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +21,8 @@ from ..core.errors import InputError, check, unknown
 from ..core.identity import content_hash
 from ..core.paths import find_shared
 from .audio import SAMPLE_RATE, read_audio
-from .layouts import SPLITS
+from .images import decode_classes, decode_frame, read_bytes
+from .layouts import SPLITS, table_text
 from .procedural import PATTERNS, draw_mask, glyphs, parameters, recipe, synthesise, texture
 
 if TYPE_CHECKING:
@@ -148,12 +150,14 @@ def bank_table(root: Path, name: str, columns: Sequence[str]) -> 'pd.DataFrame':
     path, holds = root / name, 'a VOC x ESC folder holds photos.csv, sounds.csv and classes.csv'
     check(path.is_file(), f'{path}: not found; {holds} (see its README).')
     try:
-        table = pd.read_csv(path, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as e:
-        raise InputError(f'{path}: not a readable CSV file ({e}).') from e
+        table = pd.read_csv(io.StringIO(table_text(path)), keep_default_na=False)
+    except (ValueError, OverflowError) as e:
+        raise InputError(f'{path}: not a readable CSV file ({" ".join(str(e).split())}).') from e
     lacking = [c for c in columns if c not in table]
     first, found = lacking[0] if lacking else '', ', '.join(table.columns)
     check(not lacking, f'{path}: column {first} is missing; found {found}.')
+    if 'file' in table:
+        table['file'] = [str(f).replace('\\', '/') for f in table['file']]  # written on Windows
     return table
 
 # %% ../../nbs/data/30_assets.ipynb #5b4cec73
@@ -224,11 +228,8 @@ class VocEscTables:
 def _photograph(root: Path, source: str, name: str, longest: int = 240) -> tuple[Image.Image, Image.Image]:
     "Photograph and mask, reduced once to `longest` pixels."
     photo, mask = root / 'photos' / source / f'{name}.jpg', root / 'masks' / source / f'{name}.png'
-    try:
-        img, m = Image.open(photo).convert('RGB'), Image.open(mask)
-    except OSError as e:
-        which = photo if not photo.exists() else mask
-        raise InputError(f'{which}: cannot be read as a picture ({e}).') from e
+    img = Image.fromarray(decode_frame(read_bytes(photo, 'a photograph'), photo))
+    m = Image.fromarray(decode_classes(read_bytes(mask, 'a mask of class ids'), mask, 255))
     sizes = f'is {m.size[0]}x{m.size[1]}, its photo {img.size[0]}x{img.size[1]}'
     check(img.size == m.size, f'{mask}: {sizes}.')
     s = min(1.0, longest / max(img.size))

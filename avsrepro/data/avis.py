@@ -10,7 +10,7 @@ __all__ = ['encode_mask', 'decode_mask', 'Tracks', 'split_files', 'read_annotati
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,14 @@ from .audio import SAMPLE_RATE, log_mel, read_audio, to_mono, write_audio
 from avsrepro.data.clips import (
     Clip,
     check_split,
-    decode_frame,
     encoded,
     pixels,
-    read_bytes,
     resized,
     to_frames,
 )
-from .layouts import ClipFiles
+from .images import MOST_PIXELS, decode_frame, read_bytes
+from .layouts import ClipFiles, json_table
+from .notes import note_file
 
 # %% ../../nbs/data/24_avis.ipynb #12a07c21
 def encode_mask(mask: np.ndarray) -> dict | None:
@@ -111,6 +111,29 @@ def _entries(path: Path, table: Any, name: str, keys: Sequence[str]) -> list[dic
         check(not lacking, f"{path}: {name}[{i}] lacks '{first}'; expected {', '.join(keys)}.")
     return rows
 
+# %% ../../nbs/data/24_avis.ipynb #b6982485
+def _frame_name(name: object) -> str | None:
+    "The path of a frame below the frames of its split, with `/`; None for one that leads out of them."
+    parts = PurePosixPath(name.replace('\\', '/')).parts if isinstance(name, str) else ()
+    inside = len(parts) > 1 and all(p.isprintable() and p not in ('..', '/') and ':' not in p for p in parts)
+    return '/'.join(parts) if inside else None
+
+
+def _video(path: Path, video: dict) -> dict:
+    "The entry of a video, checked; paths written on Windows get `/`."
+    where, names, size = (
+        f"{path}: video {video['id']}",
+        video['file_names'],
+        (video['height'], video['width']),
+    )
+    check(isinstance(names, list) and bool(names), f'{where} lists no frames; expected at least one.')
+    whole = all(type(n) is int and n > 0 for n in size) and size[0] * size[1] <= MOST_PIXELS
+    check(whole, f'{where} has no usable height and width; expected at most {MOST_PIXELS} pixels.')
+    frames = [_frame_name(n) for n in names]
+    lost = 'names a frame that is not a path VIDEO/FRAME below the frames of its split'
+    check(None not in frames, f'{where} {lost}.')
+    return {**video, 'file_names': frames}
+
 # %% ../../nbs/data/24_avis.ipynb #c72399dd
 def read_annotations(root: str | Path, split: str) -> tuple[list[dict], list[dict], dict[int, list[dict]]]:
     """Videos, categories (by id) and the annotations of each video id.
@@ -118,19 +141,17 @@ def read_annotations(root: str | Path, split: str) -> tuple[list[dict], list[dic
     Raises `InputError` for a file that is missing, damaged, without tracks or inconsistent.
     """
     path = split_files(root, split)[0]
-    try:
-        table = json.loads(path.read_text(encoding='utf-8'))
-    except OSError as e:
-        raise InputError(
-            f'{path}: cannot be read ({e.strerror}); expected the tracks of the {split} split.'
-        ) from e
-    except ValueError as e:
-        raise InputError(f'{path}: is not complete JSON ({e}).') from e
+    check(path.is_file(), f'{path}: no such file; expected the tracks of the {split} split.')
+    table = json_table(path)
     videos = _entries(path, table, 'videos', ('id', 'width', 'height', 'file_names'))
-    categories = sorted(_entries(path, table, 'categories', ('id', 'name')), key=lambda c: c['id'])
+    categories = _entries(path, table, 'categories', ('id', 'name'))
+    for name, rows in (('videos', videos), ('categories', categories)):
+        ids = [row['id'] for row in rows if type(row['id']) is int]
+        good = len(set(ids)) == len(rows)
+        check(good, f"{path}: the ids of '{name}' are not whole numbers, each once.")
     check(bool(videos), f'{path}: holds no videos; expected at least one.')
-    for v in videos:
-        check(bool(v['file_names']), f"{path}: video {v['id']} lists no frames; expected at least one.")
+    videos = [_video(path, v) for v in videos]
+    categories = sorted(categories, key=lambda c: c['id'])
     return videos, categories, _tracks_of(path, table, videos, {c['id'] for c in categories})
 
 # %% ../../nbs/data/24_avis.ipynb #2da19b5e
@@ -143,8 +164,13 @@ def _tracks_of(path: Path, table: dict, videos: list[dict], known: set) -> dict[
     keys = ('video_id', 'category_id', 'segmentations')
     for i, a in enumerate(_entries(path, table, 'annotations', keys)):
         entry, video, category = f'{path}: annotations[{i}]', a['video_id'], a['category_id']
-        check(video in tracks, f'{entry} belongs to video {video}, which is not listed.')
-        check(category in known, f'{entry} has category {category}, which is not listed.')
+        check(
+            type(video) is int and video in tracks, f'{entry} belongs to video {video}, which is not listed.'
+        )
+        check(
+            type(category) is int and category in known,
+            f'{entry} has category {category}, which is not listed.',
+        )
         n = len(a['segmentations']) if isinstance(a['segmentations'], list) else 0
         wanted = f'expected {length[video]}, one for each frame of its video'
         check(n == length[video], f'{entry} has {n} segmentations; {wanted}.')
@@ -158,6 +184,7 @@ def decode_rle(code: dict, size: tuple[int, int], where: str) -> np.ndarray:
 
     good = isinstance(code, dict) and isinstance(code.get('counts'), (str, bytes, list))
     good = good and isinstance(code.get('size'), (list, tuple)) and len(code['size']) == 2
+    good = good and all(type(n) is int for n in code['size'])
     check(good, f"{where}: is not a run-length code; expected 'size' and 'counts', or null.")
     h, w = code['size']
     wanted = f'expected {size[0]}x{size[1]} like its frame'
@@ -174,7 +201,7 @@ def _runs(text: str | bytes) -> list[int]:
     Numbers of 5 bits a character, lowest first; from the fourth on, differences to the one before the last.
     """
     runs, value, bits = [], 0, 0
-    for c in text.encode() if isinstance(text, str) else text:
+    for c in text.encode(errors='replace') if isinstance(text, str) else text:
         value |= (c - 48 & 31) << bits
         bits += 5
         if c - 48 & 32:
@@ -280,7 +307,11 @@ def _read_window(data: AVISData, i: int, start: int, stop: int) -> Clip:
     stated = (video['height'], video['width'])
     frames = to_frames([_read_frame(p, stated) for p in files.frames[start:stop]], data.size)
     tracks = _read_tracks(data, i, start, stop)
-    audio = read_audio(files.audio)[:, start * SAMPLE_RATE : stop * SAMPLE_RATE]
+    audio = read_audio(files.audio)
+    more = audio.shape[-1] - length * SAMPLE_RATE
+    if abs(more) >= SAMPLE_RATE:
+        note_file(f'a sound {"longer" if more > 0 else "shorter"} than the frames', files.audio)
+    audio = audio[:, start * SAMPLE_RATE : stop * SAMPLE_RATE]
     info = dict(
         id=data.ids[i],
         setting='avis',

@@ -17,7 +17,9 @@ from ..core.errors import InputError
 from . import clips, layouts
 from .audio import read_audio
 from .avis import open_avis, split_files
+from .images import decode_frame, read_bytes
 from .layouts import SPLITS, ClipFiles
+from .notes import collected, counted
 from .pickles import load_log_mel
 from .vpo import VPO_SETTINGS, read_sample, read_vpo_table, split_of, vpo_classes
 
@@ -63,7 +65,7 @@ def _try(read: Callable, *args) -> tuple[object, list[str]]:
 
 
 def _read_frame(path: Path):
-    return clips.decode_frame(clips.read_bytes(path, 'a frame'), path)
+    return decode_frame(read_bytes(path, 'a frame'), path)
 
 # %% ../../nbs/data/25_check.ipynb #83eebfb2
 def clip_problems(files: ClipFiles, num_classes: int = 1) -> list[str]:
@@ -82,8 +84,10 @@ def clip_problems(files: ClipFiles, num_classes: int = 1) -> list[str]:
             if masks and first is not None:
                 wrong = _try(clips.check_sizes, one, [first], masks)[1]
             problems += wrong
-    problems += _try(read_audio, files.audio)[1]
-    return problems + ([] if files.mel is None else _try(load_log_mel, files.mel)[1])
+    audio, wrong = _try(read_audio, files.audio)
+    mel, more = (None, []) if files.mel is None else _try(load_log_mel, files.mel)
+    clips.note_lengths(files, audio, mel, len(files.frames))
+    return problems + wrong + more
 
 # %% ../../nbs/data/25_check.ipynb #e2ac7a62
 def _bar(items: list, setting: str, progress: bool) -> tqdm:
@@ -130,13 +134,19 @@ def check_dataset(
     frames: int | None = None,  # frames per clip, for data that differ from the released number
     progress: bool = True,  # a bar, if it takes longer than two seconds
 ) -> CheckReport:
-    "Open every file of a data set and report all that is missing or wrong; `InputError` only for an"
-    "unknown setting."
-    if setting in VPO_SETTINGS:
-        return check_vpo(root, setting, progress)
-    if setting == 'avis':
-        return check_avis(root, progress)
-    return check_avsbench(root, setting, frames, progress)
+    """Open every file of a data set and report all that is missing or wrong, and count what is only odd.
+
+    Raises `InputError` only for an unknown setting.
+    """
+    with collected() as found:
+        if setting in VPO_SETTINGS:
+            report = check_vpo(root, setting, progress)
+        elif setting == 'avis':
+            report = check_avis(root, progress)
+        else:
+            report = check_avsbench(root, setting, frames, progress)
+    report.notes += counted(found)
+    return report
 
 # %% ../../nbs/data/25_check.ipynb #941a3e98
 def check_avsbench(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AVSBENCH_SETTINGS', 'SPLITS', 'VOID', 'SUBSETS', 'LAYOUTS', 'Layout', 'layout_of', 'table_path', 'ClipFiles',
-           'clip_length', 'annotated', 'clip_files', 'csv_lines', 'is_plain', 'row_problem', 'read_table',
-           'read_classes', 'write_metadata']
+           'clip_length', 'annotated', 'clip_files', 'table_text', 'json_table', 'csv_lines', 'is_plain', 'row_problem',
+           'read_table', 'read_classes', 'write_metadata']
 
 # %% ../../nbs/data/20_layouts.ipynb #84779299
 import csv
@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import InputError, check, unknown
 from ..core.paths import atomic_write
@@ -130,24 +131,70 @@ def clip_files(
         video=data / 'raw_videos' / films / f'{name}.mp4',
     )
 
-# %% ../../nbs/data/20_layouts.ipynb #cf760491
-def csv_lines(path: Path, needed: Iterable[str], columns: Iterable[str]) -> tuple[list[str], list[list[str]]]:
-    "Header and lines of a table; `InputError` when it cannot be read or lacks one of the `needed` columns."
+# %% ../../nbs/data/20_layouts.ipynb #aef87ab4
+def table_text(path: Path) -> str:
+    "The text of a table or JSON file, lines ended by `\\n`; `InputError` unless it is UTF-8."
+    wanted = 'save it as UTF-8'
     try:
-        with open(path, newline='', encoding='utf-8-sig') as f:
-            header, *lines = list(csv.reader(f)) or [[]]
-    except (csv.Error, UnicodeDecodeError, OSError) as e:
-        raise InputError(f'{path}: cannot be read as a CSV table ({e}).') from e
-    header = [h.strip() for h in header]
+        data = path.read_bytes()
+    except OSError as e:
+        raise InputError(f'{path}: cannot be read ({e.strerror}); expected a text file in UTF-8.') from e
+    wide = data[:2] in (b'\xff\xfe', b'\xfe\xff') or b'\0' in data
+    check(not wide, f'{path}: is UTF-16 text, or holds bytes of value 0; {wanted}.')
+    try:
+        text = data.decode('utf-8-sig')
+    except UnicodeDecodeError as e:
+        line = data[: e.start].count(b'\n') + 1
+        found = f'byte 0x{data[e.start]:02x} in line {line}'
+        raise InputError(f'{path}: is not text in UTF-8 ({found}); {wanted}.') from e
+    return text.replace('\r\n', '\n').replace('\r', '\n')
+
+
+def _once(pairs: list[tuple]) -> dict:
+    "A JSON object, none of whose names comes twice."
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError('a name is given twice in one object')
+    return table
+
+
+def json_table(path: Path) -> Any:
+    "The content of a JSON file; `InputError` unless it is complete JSON in UTF-8."
+    text = table_text(path)
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as e:
+        raise InputError(f'{path}: is not complete JSON ({e}); expected a whole file.') from e
+
+# %% ../../nbs/data/20_layouts.ipynb #cf760491
+def _check_header(path: Path, header: list[str], needed: Iterable[str], columns: Sequence[str]) -> None:
+    "`InputError` unless the header has each needed column, and none of those known twice."
+    wanted = f'expected the header {",".join(columns)}'
+    for mark, name in ((';', 'semicolons'), ('\t', 'tabs')):
+        separated = len(header) == 1 and mark in header[0]
+        check(not separated, f'{path}: is separated by {name}; {wanted}, separated by commas.')
     lacking = [c for c in needed if c not in header]
     names = f"the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}"
-    check(not lacking, f'{path}: lacks {names}; expected the header {",".join(columns)}.')
+    check(not lacking, f'{path}: lacks {names}; {wanted}.')
+    twice = [c for c in columns if header.count(c) > 1]
+    check(not twice, f'{path}: has the column {", ".join(twice)} twice; {wanted}.')
+
+
+def csv_lines(path: Path, needed: Iterable[str], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    "Header and lines of a table; `InputError` when it cannot be read or lacks one of the `needed` columns."
+    text = io.StringIO(table_text(path), newline='')
+    try:
+        header, *lines = list(csv.reader(text, strict=True)) or [[]]
+    except csv.Error as e:
+        raise InputError(f'{path}: cannot be read as a CSV table ({e}).') from e
+    header = [h.strip() for h in header]
+    _check_header(path, header, needed, columns)
     return header, lines
 
 # %% ../../nbs/data/20_layouts.ipynb #af91d64a
 def is_plain(name: str) -> bool:
     "Whether a name can be that of a file, and of nothing outside its folder."
-    return name not in ('', '.', '..') and not any(c in name for c in '/\\\0')
+    return name not in ('', '.', '..') and name.isprintable() and not any(c in name for c in '/\\')
 
 
 def row_problem(setting: str, row: dict) -> str | None:
@@ -191,12 +238,8 @@ def read_table(root: str | Path, setting: str) -> tuple[list[dict], list[str]]:
 def read_classes(root: str | Path) -> list[str]:
     "The class names of AVSS by class id, `background` first, from the 1-based `label2idx.json`."
     path = Path(root) / 'label2idx.json'
-    try:
-        table = json.loads(path.read_text(encoding='utf-8'))
-    except OSError as e:
-        raise InputError(f'{path}: cannot be read ({e.strerror}); expected the class numbers of AVSS.') from e
-    except ValueError as e:
-        raise InputError(f'{path}: is not JSON ({e}).') from e
+    check(path.is_file(), f'{path}: no such file; expected the class numbers of AVSS.')
+    table = json_table(path)
     good = isinstance(table, dict) and table.get('background') == 1
     if good:
         good = sorted(map(str, table.values())) == sorted(map(str, range(1, len(table) + 1)))
@@ -205,7 +248,7 @@ def read_classes(root: str | Path) -> list[str]:
         f'{path}: expected {{"background": 1, name: 2, ...}} with the numbers 1 to the number of classes, '
         'each once.',
     )
-    return sorted(table, key=table.get)
+    return sorted(table, key=lambda name: int(table[name]))
 
 # %% ../../nbs/data/20_layouts.ipynb #704a2ac9
 def write_metadata(

@@ -25,19 +25,19 @@ from torch import Tensor
 from ..core.errors import InputError, check, unknown
 from ..core.identity import content_hash
 from ..core.paths import atomic_write
-from .audio import read_audio, to_mono, write_audio
+from .audio import SAMPLE_RATE, read_audio, to_mono, write_audio
 from avsrepro.data.clips import (
     Clip,
     check_split,
-    decode_classes,
-    decode_frame,
     encoded,
     pixels,
     resized,
     to_frames,
 )
-from .layouts import SPLITS, VOID, csv_lines, is_plain
-from .stereo import EXAMPLES, centre_crop, pan, stereo_mel
+from .images import decode_classes, decode_frame
+from .layouts import SPLITS, VOID, csv_lines, is_plain, json_table
+from .notes import note_file
+from .stereo import EXAMPLES, SECONDS, centre_crop, pan, stereo_mel
 
 # %% ../../nbs/data/22_vpo.ipynb #c8c3bfec
 VPO_SETTINGS = ('vpo-ss', 'vpo-ms', 'vpo-msmi')
@@ -79,9 +79,10 @@ def vpo_table(root: str | Path, setting: str) -> Path:
 
 # %% ../../nbs/data/22_vpo.ipynb #65a2b7c5
 def _good_ids(table: object) -> bool:
-    if not isinstance(table, dict) or not table or len(set(table.values())) != len(table):
+    if not isinstance(table, dict) or not table:
         return False
-    return all(type(v) is int and 0 < v < VOID for v in table.values())
+    good = all(type(v) is int and 0 < v < VOID for v in table.values())
+    return good and len(set(table.values())) == len(table)
 
 
 def vpo_classes(root: str | Path, setting: str) -> dict[str, int]:
@@ -90,10 +91,7 @@ def vpo_classes(root: str | Path, setting: str) -> dict[str, int]:
     path = vpo_folder(root, setting) / 'classes.json'
     if not path.is_file():
         return dict(VPO_CLASSES)
-    try:
-        table = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e:
-        raise InputError(f'{path}: cannot be read as JSON ({e}); expected {{name: id, ...}}.') from e
+    table = json_table(path)
     check(_good_ids(table), f'{path}: expected {{name: id, ...}} with ids from 1 to 254, each once.')
     return dict(sorted(table.items(), key=lambda item: item[1]))
 
@@ -304,7 +302,10 @@ def read_sample(root: str | Path, setting: str, rows: Sequence[dict], classes: d
     check(mask.shape == image.shape[:2], f'{files.mask}: {wrong}.')
     sources = []
     for r, path in zip(rows, files.audio):
-        sources.append(SoundSource(r['category'], centre_crop(to_mono(read_audio(path))), r['pos']))
+        wav = to_mono(read_audio(path))
+        if len(wav) < SECONDS * SAMPLE_RATE:
+            note_file('a sound shorter than 3 s, which is repeated', path)
+        sources.append(SoundSource(r['category'], centre_crop(wav), r['pos']))
     folder = files.image.relative_to(Path(root) / 'VPO').parts[0].lower()
     return Sample(files.name, setting, split_of(rows[0]), folder, image, mask, tuple(sources))
 
