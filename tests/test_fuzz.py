@@ -83,7 +83,12 @@ def pictures():
     palette.putpalette(voc_palette().ravel().tolist())
     indexed = io.BytesIO()
     palette.save(indexed, 'PNG', transparency=3)
-    bombs = [bomb_png(60_000, 60_000), bomb_png(2**31 - 1, 2**31 - 1, 2), bomb_png(0, 4), bomb_png(5_800, 5_700, 2)]
+    bombs = [
+        bomb_png(60_000, 60_000),
+        bomb_png(2**31 - 1, 2**31 - 1, 2),
+        bomb_png(0, 4),
+        bomb_png(5_800, 5_700, 2),
+    ]
     binary = [saved(255 * eye), saved(eye), saved(255 * eye, '1'), saved(alpha), indexed.getvalue()]
     classes = [saved(3 * eye), indexed.getvalue(), saved(3 * eye.astype(np.uint16))]
     frames = [saved(rgb), saved(rgb, kind='JPEG'), saved(rgb, 'L', 'JPEG'), saved(rgb, kind='WEBP')]
@@ -168,7 +173,15 @@ def texts():
         'runs': runs[0].read_text(encoding='utf-8').splitlines()[0],
         'profile': profile.read_text(encoding='utf-8'),
     }
-    odd = [b'', b'\xff\xfe', b'\0' * 50, b'[' * 100_000, b'{"a":' * 5_000, b'9' * 5_000, b'"' + b'x,\n' * 9_000]
+    odd = [
+        b'',
+        b'\xff\xfe',
+        b'\0' * 50,
+        b'[' * 100_000,
+        b'{"a":' * 5_000,
+        b'9' * 5_000,
+        b'"' + b'x,\n' * 9_000,
+    ]
     return {name: ([text.encode()], [*odd, text.encode('utf-16')]) for name, text in found.items()}
 
 
@@ -264,8 +277,42 @@ def readers(folder):
     }
 
 
-ODD = (None, True, -1, 0, 3, 2**70, 1e308, float('nan'), '', 'x', '../x', 'é\n', '\ud800', [], {}, [[]], {'a': []})
-TOKENS = (b';', b'"', b'\0', b'\xff', b'\r', b'\n', b',', b'\\', b'../', b'\xef\xbb\xbf', b'NaN', b'-', b'[', b'{', b'&a *a')
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    3,
+    2**70,
+    1e308,
+    float('nan'),
+    '',
+    'x',
+    '../x',
+    'é\n',
+    '\ud800',
+    [],
+    {},
+    [[]],
+    {'a': []},
+)
+TOKENS = (
+    b';',
+    b'"',
+    b'\0',
+    b'\xff',
+    b'\r',
+    b'\n',
+    b',',
+    b'\\',
+    b'../',
+    b'\xef\xbb\xbf',
+    b'NaN',
+    b'-',
+    b'[',
+    b'{',
+    b'&a *a',
+)
 
 
 def replaced(value, steps, odd):
