@@ -5,11 +5,16 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from avsrepro.core.errors import InputError
 from avsrepro.models import create_model
 from avsrepro.models.registry import model_class
 from avsrepro.nn.recompute import recomputed, recomputed_parts
 from avsrepro.train.batches import Batch
 from avsrepro.train.engine import weighted_loss
+from avsrepro.train.footprint import ROOM, Footprint, StepCounter, _group_left, _system_left, fit, free_memory
+from avsrepro.train.store import RunSpec
+
+DATA = dict(source='procedural', config=dict(bank='procedural', size=64), key='1')
 
 PVT = dict(
     backbone='pvt_v2_b0',
@@ -30,8 +35,8 @@ SWIN = dict(
     ),
 )
 CASES = [
-    ('sdavs', 'tiny', SWIN),
     ('sdavs', 'tiny', RESNET),
+    ('sdavs', 'tiny', SWIN),
     ('tpavi', 'tiny', RESNET),
     ('tpavi', 'tiny', PVT),
     ('avsegformer', 'tiny', PVT),
@@ -112,3 +117,94 @@ def test_most_of_a_model_is_recomputed(case):
     with recomputed(model):
         assert list(model.state_dict()) == names
     assert not any('forward' in vars(m) for m in model.modules())
+
+
+def allocated(work):
+    "The most that PyTorch's allocator held more than before, by its own events, while `work` ran."
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as p:
+        work()
+    events = [e for e in p.profiler.kineto_results.events() if e.name() == '[memory]']
+    now = most = 0
+    for e in sorted(events, key=lambda e: e.start_ns()):
+        now += e.nbytes()
+        most = max(most, now)
+    return most
+
+
+def spec_of_case(name, tiny, trunk, **train):
+    options = dict(model_class(name).tiny[tiny], audio='vggish_small') | trunk
+    return RunSpec(setting='avss', model=name, options=dict(options, num_classes=6), data=DATA, train=train)
+
+
+def work_of(model, batch):
+    output = predict_as_given(model, batch)
+    weighted_loss(model, output, batch.target.long(), batch.supervised, model.loss)['total'].backward()
+
+
+ONE_EACH = [i for i, (name, *_) in enumerate(CASES) if name not in [c[0] for c in CASES[:i]]]
+
+
+@pytest.mark.parametrize('i', ONE_EACH, ids=[NAMES[i] for i in ONE_EACH])
+def test_the_count_is_what_the_allocator_gives(i):
+    """Of a step on the CPU, forward and backward, as it is and recomputed.
+
+    Not counted are buffers inside kernels (convolutions of oneDNN reorder weights and inputs, matrix
+    products copy), and the loss keeps a second mask where the count supposes void pixels: a fifth, and a
+    MiB for small buffers, are allowed."""
+    counter = StepCounter(spec_of_case(*CASES[i]), frames=4, size=(64, 64))
+    model, batch = build(*CASES[i], classes=6), batch_of(2, 4, 64, 6)
+    work_of(model, batch)  # the first time, kernels make what they keep
+    found = {}
+    for twice in (False, True):
+        model.zero_grad(set_to_none=True)
+        with recomputed(model) if twice else nullcontext():
+            real = allocated(lambda: work_of(model, batch))
+        found[twice] = real, counter.step(2, twice).peak
+    for real, counted in found.values():
+        assert 0.8 * real - 2**20 < counted < 1.2 * real + 2**20, found
+
+
+class Linear:
+    "A counter of steps that need 10 MiB and 10 a clip, or 2 a clip when recomputed; gradients of 1 MiB."
+
+    def __init__(self, spec, *args, **kw):
+        self.model = build(*CASES[4 if spec.model == 'avsegformer' else 0])
+
+    def step(self, clips, recompute=False):
+        return Footprint(4 * MIB, MIB, 2 * MIB, 0, 0, 4 * MIB + (2 if recompute else 10) * MIB * clips)
+
+
+MIB = 2**20
+
+
+def test_a_step_fits_as_cheaply_as_it_can(monkeypatch):
+    "Whole, then recomputed, then fewer clips at a time, whose gradients lie beside them."
+    monkeypatch.setattr('avsrepro.train.footprint.StepCounter', Linear)
+    spec = spec_of_case('avsegformer', 'tiny', PVT, batch_size=6)
+    for need, clips, again in ((70, 6, False), (22, 6, True), (17, 3, True), (15, 2, True), (13, 1, True)):
+        assert fit(spec, int(ROOM * need * MIB) + 1) == dict(micro_batch=clips, recompute=again)
+    assert fit(spec, int(ROOM * 70 * MIB) - 1)['recompute']
+    with pytest.raises(
+        InputError, match='77.0 MiB, with blocks computed twice and 1 clip at a time 14.3 MiB'
+    ):
+        fit(spec, int(ROOM * 13 * MIB) - 1)
+
+
+def test_batch_norm_keeps_clips_together(monkeypatch):
+    monkeypatch.setattr('avsrepro.train.footprint.StepCounter', Linear)
+    spec = spec_of_case('sdavs', 'tiny', RESNET, batch_size=6)
+    assert fit(spec, int(ROOM * 22 * MIB) + 1) == dict(micro_batch=6, recompute=True)
+    with pytest.raises(InputError, match='BatchNorm .*so its clips stay together'):
+        fit(spec, int(ROOM * 22 * MIB) - 1)
+
+
+def test_free_memory(tmp_path):
+    "What the system gives, or what a limit leaves."
+    assert 2**26 < free_memory('cpu') <= 2**62
+    (tmp_path / 'memory.max').write_text('max\n')
+    (tmp_path / 'memory.current').write_text('300\n')
+    assert _group_left(tmp_path) is None
+    (tmp_path / 'memory.max').write_text('1000\n')
+    assert _group_left(tmp_path) == 700
+    (tmp_path / 'meminfo').write_text('MemTotal:  9 kB\nMemAvailable:    5 kB\n')
+    assert _system_left(tmp_path / 'meminfo') == 5120
