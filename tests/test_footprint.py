@@ -11,7 +11,15 @@ from avsrepro.models.registry import model_class
 from avsrepro.nn.recompute import recomputed, recomputed_parts
 from avsrepro.train.batches import Batch
 from avsrepro.train.engine import weighted_loss
-from avsrepro.train.footprint import ROOM, Footprint, StepCounter, _group_left, _system_left, fit, free_memory
+from avsrepro.train.footprint import (
+    ROOM,
+    Footprint,
+    StepCounter,
+    _group_left,
+    _system_left,
+    fit_step,
+    free_memory,
+)
 from avsrepro.train.store import RunSpec
 
 DATA = dict(source='procedural', config=dict(bank='procedural', size=64), key='1')
@@ -182,20 +190,20 @@ def test_a_step_fits_as_cheaply_as_it_can(monkeypatch):
     monkeypatch.setattr('avsrepro.train.footprint.StepCounter', Linear)
     spec = spec_of_case('avsegformer', 'tiny', PVT, batch_size=6)
     for need, clips, again in ((70, 6, False), (22, 6, True), (17, 3, True), (15, 2, True), (13, 1, True)):
-        assert fit(spec, int(ROOM * need * MIB) + 1) == dict(micro_batch=clips, recompute=again)
-    assert fit(spec, int(ROOM * 70 * MIB) - 1)['recompute']
+        assert fit_step(spec, int(ROOM * need * MIB) + 1) == dict(micro_batch=clips, recompute=again)
+    assert fit_step(spec, int(ROOM * 70 * MIB) - 1)['recompute']
     with pytest.raises(
         InputError, match='77.0 MiB, with blocks computed twice and 1 clip at a time 14.3 MiB'
     ):
-        fit(spec, int(ROOM * 13 * MIB) - 1)
+        fit_step(spec, int(ROOM * 13 * MIB) - 1)
 
 
 def test_batch_norm_keeps_clips_together(monkeypatch):
     monkeypatch.setattr('avsrepro.train.footprint.StepCounter', Linear)
     spec = spec_of_case('sdavs', 'tiny', RESNET, batch_size=6)
-    assert fit(spec, int(ROOM * 22 * MIB) + 1) == dict(micro_batch=6, recompute=True)
+    assert fit_step(spec, int(ROOM * 22 * MIB) + 1) == dict(micro_batch=6, recompute=True)
     with pytest.raises(InputError, match='BatchNorm .*so its clips stay together'):
-        fit(spec, int(ROOM * 22 * MIB) - 1)
+        fit_step(spec, int(ROOM * 22 * MIB) - 1)
 
 
 def test_free_memory(tmp_path):

@@ -157,6 +157,7 @@ CARRIERS = {
     'avsrepro.train.checkpoints': 'what was computed, kept for going on later',
     'avsrepro.train.running': 'how a run goes on after a kill, is kept and is shared',
     'avsrepro.train.artifacts': 'files that count by what they were made from',
+    'avsrepro.train.footprint': 'how much memory a step needs',
     'avsrepro.train.together': 'who trains a run; what is summed is the same',
     'avsrepro.train.jobs': 'which run is trained when, by whom, and its bar',
 }

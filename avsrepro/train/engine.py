@@ -25,6 +25,7 @@ from ..metrics.segmentation import BinaryScorer, frame_jaccard, pixel_counts
 from ..metrics.semantic import SemanticScorer
 from ..models.base import AVSModel, noisy, noisy_parts
 from ..nn.features import encoder_key
+from ..nn.recompute import recomputed
 from .batches import ClipSource, FeatureSource, Silenced, Source, predict
 from .optimising import rate_factor
 from .steps import ALONE, Group, step_gradients
@@ -176,7 +177,8 @@ def train_epoch(
         _set_rate(optimizer, config.lr * rate_factor(done, config.epochs * len(steps), config))
         optimizer.zero_grad(set_to_none=True)
         draw = partial(rng, seed, 'window', epoch, n)
-        terms = step_gradients(model, batches, config, draw, ('noise', seed, epoch, n), group)
+        with recomputed(model) if config.recompute else nullcontext():
+            terms = step_gradients(model, batches, config, draw, ('noise', seed, epoch, n), group)
         group.join(params)
         if config.clip_grad:
             nn.utils.clip_grad_norm_(params, config.clip_grad, foreach=True)

@@ -130,9 +130,11 @@ def train_run(
     Leaves the tested weights as `model.safetensors`. Of several processes the first alone has a result."""
     from avsrepro.nn.precision import cpu_threads
     from avsrepro.train.engine import make_sources
+    from avsrepro.train.footprint import fitted
     from avsrepro.train.steps import ALONE, in_step
 
     surroundings, group = environment(), group or ALONE
+    spec = fitted(spec, device or default_device(), group.size)
     model = in_step(untrained_model(spec, device), group)
     checkpoints = Checkpoints(store.folder(spec.run_id), spec.run_id)
     with cpu_threads(1):
