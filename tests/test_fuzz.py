@@ -83,7 +83,12 @@ def pictures():
     palette.putpalette(voc_palette().ravel().tolist())
     indexed = io.BytesIO()
     palette.save(indexed, 'PNG', transparency=3)
-    bombs = [bomb_png(60_000, 60_000), bomb_png(2**31 - 1, 2**31 - 1, 2), bomb_png(0, 4), bomb_png(5_800, 5_700, 2)]
+    bombs = [
+        bomb_png(60_000, 60_000),
+        bomb_png(2**31 - 1, 2**31 - 1, 2),
+        bomb_png(0, 4),
+        bomb_png(5_800, 5_700, 2),
+    ]
     binary = [saved(255 * eye), saved(eye), saved(255 * eye, '1'), saved(alpha), indexed.getvalue()]
     classes = [saved(3 * eye), indexed.getvalue(), saved(3 * eye.astype(np.uint16))]
     frames = [saved(rgb), saved(rgb, kind='JPEG'), saved(rgb, 'L', 'JPEG'), saved(rgb, kind='WEBP')]
@@ -121,10 +126,6 @@ def sounds():
     return {'wav': (wav, announced + rates), 'flac': (flac, streams)}
 
 
-class Hashed:
-    "A pickle of tuples in tuples as the key of a dictionary: its hash takes for ever."
-
-
 def log_mels():
     import torch
 
@@ -140,10 +141,13 @@ def log_mels():
     return {'log_mel': ([*plain, buffer.getvalue()], [nested, giant, wide, memo, text])}
 
 
-VPO = 'cateName,cateId,img_Id,ann_Ids,vgg_file,audio_pos,split\ncat,17,12,[34],a_1,0.25,train\ndog,18,13,35,b,1,val\n'
-BOMB = 'a: &a [x,x,x,x,x,x,x,x,x]\n' + ''.join(
-    f'{b}: &{b} [{",".join(["*" + a] * 9)}]\n' for a, b in zip('abcdefgh', 'bcdefghi')
-)
+VPO = '''cateName,cateId,img_Id,ann_Ids,vgg_file,audio_pos,split
+cat,17,12,[34],a_1,0.25,train
+dog,18,13,35,b,1,val
+'''
+BOMB = 'a: &a [x,x,x,x,x,x,x,x,x]\n'
+for below, name in zip('abcdefgh', 'bcdefghi'):
+    BOMB += f'{name}: &{name} [{",".join(["*" + below] * 9)}]\n'
 
 
 def texts():
@@ -168,7 +172,15 @@ def texts():
         'runs': runs[0].read_text(encoding='utf-8').splitlines()[0],
         'profile': profile.read_text(encoding='utf-8'),
     }
-    odd = [b'', b'\xff\xfe', b'\0' * 50, b'[' * 100_000, b'{"a":' * 5_000, b'9' * 5_000, b'"' + b'x,\n' * 9_000]
+    odd = [
+        b'',
+        b'\xff\xfe',
+        b'\0' * 50,
+        b'[' * 100_000,
+        b'{"a":' * 5_000,
+        b'9' * 5_000,
+        b'"' + b'x,\n' * 9_000,
+    ]
     return {name: ([text.encode()], [*odd, text.encode('utf-16')]) for name, text in found.items()}
 
 
@@ -264,8 +276,42 @@ def readers(folder):
     }
 
 
-ODD = (None, True, -1, 0, 3, 2**70, 1e308, float('nan'), '', 'x', '../x', 'é\n', '\ud800', [], {}, [[]], {'a': []})
-TOKENS = (b';', b'"', b'\0', b'\xff', b'\r', b'\n', b',', b'\\', b'../', b'\xef\xbb\xbf', b'NaN', b'-', b'[', b'{', b'&a *a')
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    3,
+    2**70,
+    1e308,
+    float('nan'),
+    '',
+    'x',
+    '../x',
+    'é\n',
+    '\ud800',
+    [],
+    {},
+    [[]],
+    {'a': []},
+)
+TOKENS = (
+    b';',
+    b'"',
+    b'\0',
+    b'\xff',
+    b'\r',
+    b'\n',
+    b',',
+    b'\\',
+    b'../',
+    b'\xef\xbb\xbf',
+    b'NaN',
+    b'-',
+    b'[',
+    b'{',
+    b'&a *a',
+)
 
 
 def replaced(value, steps, odd):

@@ -188,9 +188,11 @@ def decode_colours(data: bytes, path: Path, num_classes: int) -> np.ndarray:
     known = _packed(voc_palette()[:num_classes])
     order = np.argsort(known)
     at = order[np.searchsorted(known, codes, sorter=order).clip(max=num_classes - 1)]
-    ids = np.where(known[at] == codes, at, 0).astype(np.uint8)
-    none = 'holds no colour of a class; expected the colours of PASCAL VOC'
-    check(bool(ids.any()) or not codes.any(), f'{path}: {none}.')
+    found = known[at] == codes
+    ids = np.where(found, at, 0).astype(np.uint8)
+    none = 'holds greys, or no colour of a class; expected the colours of PASCAL VOC'
+    colours = image.mode in ('RGB', 'RGBA', 'P') and bool(ids.any())
+    check(colours or bool(found.all()), f'{path}: {none}.')
     return ids
 
 # %% ../../nbs/data/17_images.ipynb #cf786991
