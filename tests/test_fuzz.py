@@ -126,10 +126,6 @@ def sounds():
     return {'wav': (wav, announced + rates), 'flac': (flac, streams)}
 
 
-class Hashed:
-    "A pickle of tuples in tuples as the key of a dictionary: its hash takes for ever."
-
-
 def log_mels():
     import torch
 
@@ -145,10 +141,13 @@ def log_mels():
     return {'log_mel': ([*plain, buffer.getvalue()], [nested, giant, wide, memo, text])}
 
 
-VPO = 'cateName,cateId,img_Id,ann_Ids,vgg_file,audio_pos,split\ncat,17,12,[34],a_1,0.25,train\ndog,18,13,35,b,1,val\n'
-BOMB = 'a: &a [x,x,x,x,x,x,x,x,x]\n' + ''.join(
-    f'{b}: &{b} [{",".join(["*" + a] * 9)}]\n' for a, b in zip('abcdefgh', 'bcdefghi')
-)
+VPO = '''cateName,cateId,img_Id,ann_Ids,vgg_file,audio_pos,split
+cat,17,12,[34],a_1,0.25,train
+dog,18,13,35,b,1,val
+'''
+BOMB = 'a: &a [x,x,x,x,x,x,x,x,x]\n'
+for below, name in zip('abcdefgh', 'bcdefghi'):
+    BOMB += f'{name}: &{name} [{",".join(["*" + below] * 9)}]\n'
 
 
 def texts():

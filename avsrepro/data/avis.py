@@ -19,7 +19,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..core.errors import InputError, check
+from ..core.errors import check
 from ..core.paths import atomic_write
 from .audio import SAMPLE_RATE, log_mel, read_audio, to_mono, write_audio
 from avsrepro.data.clips import (

@@ -19,7 +19,7 @@ from .audio import read_audio
 from .avis import open_avis, split_files
 from .images import decode_frame, read_bytes
 from .layouts import SPLITS, ClipFiles
-from .notes import collected, counted
+from .notes import collected, note_lines
 from .pickles import load_log_mel
 from .vpo import VPO_SETTINGS, read_sample, read_vpo_table, split_of, vpo_classes
 
@@ -145,7 +145,7 @@ def check_dataset(
             report = check_avis(root, progress)
         else:
             report = check_avsbench(root, setting, frames, progress)
-    report.notes += counted(found)
+    report.notes += note_lines(found)
     return report
 
 # %% ../../nbs/data/25_check.ipynb #941a3e98
