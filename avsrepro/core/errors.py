@@ -36,6 +36,7 @@ def known_keys(
     kind: str,  # what a key is, e.g. 'training setting'
 ) -> dict:
     "`given`, if all its keys are fields of the dataclass `cls`; `InputError` otherwise."
+    check(isinstance(given, dict), f'expected a {kind} and its value, found {given!r}.')
     names = [f.name for f in fields(cls)]
     for k in given:
         if k not in names:

@@ -12,6 +12,7 @@ __all__ = ['HOW_NOT_WHAT', 'WHOLE_NUMBERS', 'PERHAPS_WHOLE', 'NUMBERS', 'CHOICES
 import hashlib
 import inspect
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -254,6 +255,13 @@ class RunSpec:
     profile: str = ''  # label
 
     def __post_init__(self):
+        for name in ('paper', 'row', 'setting', 'model', 'audio', 'profile'):
+            value = getattr(self, name)
+            check(isinstance(value, str), f'a run needs text as {name}, found {value!r}.')
+        check(type(self.seed) is int, f'a run needs a whole number as seed, found {self.seed!r}.')
+        for name in ('options', 'data', 'train'):
+            value = getattr(self, name)
+            check(isinstance(value, Mapping), f'a run needs keys with values as {name}, found {value!r}.')
         if self.setting not in TRAINED_SETTINGS:
             raise unknown('setting', self.setting, TRAINED_SETTINGS)
         if self.audio not in ('normal', 'zeroed'):
@@ -337,7 +345,12 @@ class RunResult:
         for name in ('scores', 'history'):
             records = isinstance(given[name], list) and all(isinstance(x, dict) for x in given[name])
             check(records, f"a run's {name} must be a list of records.")
-        check(isinstance(given['spec'], dict), "a run's spec must be a record.")
+        for name in ('spec', 'means', 'environment', 'parameters'):
+            check(isinstance(given[name], dict), f"a run's {name} must be a record.")
+        named = isinstance(given['run_id'], str) and re.fullmatch('[0-9a-f]{16}', given['run_id'])
+        check(bool(named), "a run's run_id must be 16 hex digits.")
+        check(_is_number(given['duration_s']), "a run's duration_s must be a number.")
+        check(type(given['selected']) is int, "a run's selected must be a whole number.")
         return RunResult(**{**given, 'spec': spec_of(given['spec'])})
 
 # %% ../../nbs/train/20_store.ipynb #3851b065
@@ -453,7 +466,7 @@ def export_runs(results: Iterable[RunResult], path: str | Path) -> Path:
 def _read_line(path: Path, n: int, line: str) -> RunResult:
     try:
         return RunResult.of(json.loads(line))
-    except (ValueError, TypeError) as e:
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
         raise InputError(f"{path}, line {n}: expected a run's record ({e})") from e
 
 # %% ../../nbs/train/20_store.ipynb #30692c1b
