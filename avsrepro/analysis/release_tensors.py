@@ -162,7 +162,11 @@ AVSEGFORMER_PATHS = {
     'head.fc.0': 'head.wide',
     'head.fc': 'head',
 }
+
+
 AVSEGFORMER_PATHS |= {f'head.in_proj.{i}': f'encoder.inputs.{i - 1}' for i in (1, 2, 3)}
+
+
 for _i in range(6):
     AVSEGFORMER_PATHS |= {
         f'head.query_generator.layers.{_i}': f'generator.layers.{_i}',
@@ -170,7 +174,7 @@ for _i in range(6):
         f'head.transformer.decoder.layers.{_i}': f'decoder.{_i}',
     }
 
-
+# %% ../../nbs/analysis/59_release_tensors.ipynb #2d148a90
 def avsegformer_tensors(p: Pass) -> dict[str, Tensor]:
     "What is stored of AVSegFormer, by its official names."
     found = {f'backbone#{i}': m.flatten(0, 1) for i, m in enumerate(p.features.visual)}

@@ -153,6 +153,7 @@ CARRIERS = {
     'avsrepro.models': 'names that are handed on; what they name counts by itself',
     'avsrepro.models.pretrained': 'finished models, written and read as they are',
     'avsrepro.models.registry': 'which class a name means; its module counts by itself',
+    'avsrepro.train.config': 'settings, which count by their values',
     'avsrepro.train.store': 'records of finished runs; the settings in them count by their values',
     'avsrepro.train.checkpoints': 'what was computed, kept for going on later',
     'avsrepro.train.running': 'how a run goes on after a kill, is kept and is shared',

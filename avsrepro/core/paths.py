@@ -55,7 +55,7 @@ def _cache_root() -> Path:
             return path
     raise InputError('no home folder is known of this user; set AVSREPRO_CACHE to a folder you may write to.')
 
-
+# %% ../../nbs/core/10_paths.ipynb #4babfa2f
 def cache_dir(*parts: str) -> Path:
     """The cache folder, or a folder inside it; created when missing.
 
@@ -107,7 +107,7 @@ def shared_folders(
     usual = [root / 'data' / name, root.parent / 'shared' / name]
     return [p.resolve() for p in given + usual if p.is_dir()]
 
-
+# %% ../../nbs/core/10_paths.ipynb #5748fdc0
 def find_shared(name: str) -> Path | None:
     "The first of `shared_folders`; None when there is none."
     return next(iter(shared_folders(name)), None)
@@ -152,7 +152,7 @@ def _remedy(path: Path, e: OSError) -> str:
         return f'{first}, or give another folder (for temporary files: set TMPDIR)'
     return f'{first}, or {f"set {name} to" if name else "give"} another folder'
 
-
+# %% ../../nbs/core/10_paths.ipynb #c759b729
 def _free(path: Path) -> str:
     "How much is free where `path` lies or would lie, e.g. `12 MB free`."
     with suppress(OSError):
@@ -177,7 +177,7 @@ def unwritable(e: OSError, path: str | Path | None = None) -> InputError:
         f'{_remedy(path, e)}; the same command goes on from what is finished.'
     )
 
-
+# %% ../../nbs/core/10_paths.ipynb #447879c5
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     "In this block what the file system refuses is an `InputError`; an error with another file stays."
@@ -211,7 +211,7 @@ def _rename(old: str | Path, new: str | Path) -> None:
         time.sleep(0.1)
     os.replace(old, new)
 
-
+# %% ../../nbs/core/10_paths.ipynb #c70c013c
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ def atomic_path(
             with suppress(OSError):
                 tmp.unlink()
 
-
+# %% ../../nbs/core/10_paths.ipynb #04040fcd
 def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> Path:
     "Write `data` to `path` completely or not at all."
     with atomic_path(path, sync) as tmp:
@@ -266,7 +266,7 @@ def _locked_for_reading(file: Path, timeout: float | None) -> Iterator[None]:
                 time.sleep(0.05)
         yield  # closing frees it
 
-
+# %% ../../nbs/core/10_paths.ipynb #60a2cd3b
 @contextmanager
 def _own_lock(file: Path, timeout: float | None) -> Iterator[None]:
     lock = FileLock(file, timeout=-1 if timeout is None else timeout, mode=0o666)
@@ -311,7 +311,7 @@ def publish(part: str | Path, place: str | Path) -> None:
     with writing(place):
         _rename(part, place)
 
-
+# %% ../../nbs/core/10_paths.ipynb #e1893407
 def built(
     place: Path,
     write: Callable[[Path], object],  # fills a folder

@@ -48,7 +48,7 @@ def _groups(membership: Path, mounted: Path) -> Iterator[Path]:
         for root in roots:
             yield from (root.joinpath(*inside[:k]) for k in range(len(inside), -1, -1))
 
-
+# %% ../../nbs/core/50_processes.ipynb #52ed8b38
 def cpu_quota(membership: Path = Path('/proc/self/cgroup'), mounted: Path = Path('/sys/fs/cgroup')) -> float:
     "Cores' worth of processor time that the control groups of this process allow; infinite without a limit."
     with suppress(OSError, ValueError):

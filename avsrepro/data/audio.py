@@ -138,7 +138,7 @@ def _open_sound(path: Path) -> tuple[bytes, int | None]:
     check(flac, f'{path}: cannot be read as sound; expected a complete WAV or FLAC file.')
     return _endless_flac(data)
 
-
+# %% ../../nbs/data/10_audio.ipynb #663ed1fe
 def _samples(data: bytes, flac: int | None, path: Path) -> tuple[np.ndarray, int, bool]:
     "Samples, their rate, and whether they are stored as float."
     import soundfile

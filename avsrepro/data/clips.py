@@ -116,7 +116,7 @@ def note_lengths(files: ClipFiles, audio: Tensor | None, mel: Tensor | None, T: 
     if audio is not None and audio.shape[-1] >= (T + 1) * SAMPLE_RATE:
         note_file('a sound longer than the frames', files.audio)
 
-
+# %% ../../nbs/data/21_clips.ipynb #9d8bb9c9
 def read_mel(files: ClipFiles, audio: Tensor, T: int) -> Tensor:
     """`[T,1,96,64]`: the shipped log-mel, or the one of the sound.
 

@@ -37,7 +37,7 @@ class FileJob(NamedTuple):
 def _count(n: int, what: str) -> str:
     return f"{n} {what}{'s' * (n != 1)}"
 
-
+# %% ../../nbs/data/60_file_jobs.ipynb #2ccdc996
 @dataclass
 class FileReport:
     "What `run_jobs` wrote, or would write."

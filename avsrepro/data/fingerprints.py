@@ -159,7 +159,7 @@ def _up_to_date(root: Path, setting: str, seen: Seen, every: bool) -> tuple[dict
             atomic_write(path, json.dumps(dict(root=str(root), setting=setting, date=date, files=now)))
     return now, changed, record['date']
 
-
+# %% ../../nbs/data/48_fingerprints.ipynb #83e1d1b1
 def _say(root: Path, changed: Mapping[str, Any], date: str) -> None:
     "One line for the person at the terminal."
     if changed:

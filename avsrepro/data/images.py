@@ -58,7 +58,7 @@ def _orientation(image: Image.Image) -> int:
     except Exception:
         return 1
 
-
+# %% ../../nbs/data/17_images.ipynb #b7d07130
 def open_image(data: bytes, path: Path, what: str) -> Image.Image:
     "The one picture in a file, unpacked and upright; `InputError` for anything else."
     image = _opened(data, path, what)
@@ -206,7 +206,7 @@ def _check_palette(image: Image.Image, values: np.ndarray, path: Path) -> None:
     differs = f'{path}: its palette shows other ids than its indices; save the ids as grey of 8 bits'
     check(bool(same.all()) or not (grey or voc), f'{differs}.')
 
-
+# %% ../../nbs/data/17_images.ipynb #48b1502d
 def decode_classes(data: bytes, path: Path, num_classes: int) -> np.ndarray:
     "A mask of class ids as uint8 `[H,W]`; 255 is void."
     image = _mask(data, path, 'a mask of class ids')

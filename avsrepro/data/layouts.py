@@ -157,7 +157,7 @@ def _once(pairs: list[tuple]) -> dict:
         raise ValueError('a name is given twice in one object')
     return table
 
-
+# %% ../../nbs/data/20_layouts.ipynb #34f69f39
 def json_table(path: Path) -> Any:
     "The content of a JSON file; `InputError` unless it is complete JSON in UTF-8."
     text = table_text(path)

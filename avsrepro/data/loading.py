@@ -92,7 +92,7 @@ def generator_of(setting: str) -> Generator:
 def _config_of(given: dict[str, Any], kind: type) -> Any:
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})  # JSON has no tuples
 
-
+# %% ../../nbs/data/50_loading.ipynb #0207708b
 def describe(
     source: str,
     root: Path | None,

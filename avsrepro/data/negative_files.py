@@ -130,7 +130,7 @@ def stale_jobs(
             stale += [job for job in jobs[key] if any(f.exists() for f in job.files)]
     return stale
 
-
+# %% ../../nbs/data/61_negative_files.ipynb #277a252c
 def check_fresh(stale: Sequence[FileJob], path: Path, overwrite: bool) -> None:
     "`InputError` for files that would be kept although they were made in another way."
     if stale and not overwrite:

@@ -264,6 +264,8 @@ def build_bank(
 
 # %% ../../nbs/data/66_voc_esc_build.ipynb #2eccef79
 TABLE_KEYS = {'photos.csv': ['source', 'id'], 'sounds.csv': ['file'], 'negatives_test.csv': ['neg_id']}
+
+
 COMPARED = [*TABLE_KEYS, *(f'pairs/{k}_{s}.csv' for k in ('ss', 'ms') for s in ('val', 'test'))]
 
 
@@ -272,7 +274,7 @@ def mask_agreement(a: Path, b: Path) -> float:
     x, y = (np.asarray(Image.open(p)) for p in (a, b))
     return float((x == y).mean()) if x.shape == y.shape else 0.0
 
-
+# %% ../../nbs/data/66_voc_esc_build.ipynb #dcf640d1
 def compare_banks(ours: str | Path, other: str | Path) -> 'pd.DataFrame':  # table, column, rows, equal
     "The share of equal values in each column of each table, and of equal pixels in the masks."
     import pandas as pd

@@ -125,7 +125,7 @@ class PhotoItem:
     split: str = ''  # empty: by the rule
     duplicate_of: str = ''
 
-
+# %% ../../nbs/data/65_voc_esc_plan.ipynb #df8fa954
 def photo_items(source: str, root: Path, everything: bool = False) -> list[PhotoItem]:
     "The photographs of the list, there or not; with `everything` also all others that have a mask."
     chosen, (photo, mask) = rules.bank_list('photos'), PHOTO_FILES[source]
@@ -149,7 +149,7 @@ class SoundItem:
     name: str = ''  # in the bank, e.g. dog_07; empty: not yet known
     match_score: str = ''
 
-
+# %% ../../nbs/data/65_voc_esc_plan.ipynb #ea5615ff
 def esc_table(root: Path) -> 'pd.DataFrame':
     "`meta/esc50.csv` of ESC-50; `InputError` when it is not that."
     import pandas as pd

@@ -290,7 +290,7 @@ def _asked_for(path: Path, what: str) -> bytes:
             f'{path}: cannot be read ({e.strerror}); the table asks for it as {what}: {todo}.'
         ) from e
 
-
+# %% ../../nbs/data/22_vpo.ipynb #463b85ef
 def read_sample(root: str | Path, setting: str, rows: Sequence[dict], classes: dict[str, int]) -> Sample:
     "Decode a sample; `InputError` names the file that is missing, damaged, of another size or holds a"
     "wrong id."

@@ -64,7 +64,7 @@ def kind_of(row: Row, experiment: Experiment) -> dict[str, str]:
     "What the recipe of a row depends on, beside model and setting: spec, encoder and paper."
     return dict(spec=row.options.get('spec', 'paper'), encoder=row.encoder, paper=experiment.paper)
 
-
+# %% ../../nbs/experiments/40_plan.ipynb #2276557d
 def training_of(row: Row, profile: Profile, setting: str, **kind: str) -> dict[str, Any]:
     "Training values of a row; a guided one has the weight of its guidance among its loss terms."
     train = {**profile.training(row.model, setting, row.tuning, **kind), **row.train.get(setting, {})}
@@ -97,7 +97,7 @@ def encoder_of(row: Row, profile: Profile, setting: str, experiment: Experiment)
     recipe = profile.recipe(row.model, setting, **kind_of(row, experiment))
     return row.encoder or recipe.get('encoder', '')
 
-
+# %% ../../nbs/experiments/40_plan.ipynb #4fb4b3e4
 def run_of(
     experiment: Experiment,
     row: Row,
@@ -141,7 +141,7 @@ class _Once(dict):
         self[key] = self.make(key)
         return self[key]
 
-
+# %% ../../nbs/experiments/40_plan.ipynb #41b903a0
 def plan(
     experiment: Experiment,
     profile: Profile | str,

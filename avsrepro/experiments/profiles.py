@@ -159,7 +159,7 @@ def _keyed(where: str, given: Any) -> dict:
     check(good, f'{where}: expected keys with values, found {given!r:.200}.')
     return given
 
-
+# %% ../../nbs/experiments/30_profiles.ipynb #7a322c0a
 def _known(where: str, given: Any, known: Any) -> dict:
     "`given`, if it is a mapping whose keys are all known."
     for key in _keyed(where, given):
@@ -173,7 +173,7 @@ def _check_encoders(where: str, given: Any) -> None:
         if key.endswith('_weights') and value not in ORIGINS:
             raise unknown(f'origin of weights in {where}', value, ORIGINS)
 
-
+# %% ../../nbs/experiments/30_profiles.ipynb #7a46d5cc
 def _check_sizes(name: str, data: dict[str, Any]) -> None:
     "Scenes, encoders and pretraining."
     from avsrepro.data.loading import GENERATORS
@@ -217,7 +217,7 @@ def _check_reason(name: str, key: str, data: Any) -> None:
         check(found, f"{name}: because.{key}: the profile has no value '{key}'.")
         data = data[level]
 
-
+# %% ../../nbs/experiments/30_profiles.ipynb #31075ddd
 def _check_training(name: str, data: dict[str, Any]) -> None:
     "Options of models, training values, and those over them."
     from avsrepro.experiments.registry import experiments

@@ -50,7 +50,7 @@ def room_for(folder: str | Path) -> Path:
     except OSError as e:
         raise InputError(f'{folder}: cannot be made ({e.strerror}); give another folder.') from e
 
-
+# %% ../../nbs/models/74_pretrained.ipynb #1c373982
 def save_pretrained(
     model: AVSModel,
     folder: str | Path,  # a new one
@@ -103,7 +103,7 @@ def _made(arguments: Mapping[str, Any], file: Path) -> AVSModel:
     except (InputError, TypeError, ValueError, KeyError, AttributeError) as e:
         raise InputError(f'{file}: these arguments make no model ({e}).') from e
 
-
+# %% ../../nbs/models/74_pretrained.ipynb #a8a1d800
 def from_pretrained(folder: str | Path, **options: Any) -> AVSModel:
     "The model in a folder, in evaluation mode; `InputError` for a folder or options that do not fit."
     config, file = read_config(folder), Path(folder) / 'model.safetensors'

@@ -185,7 +185,7 @@ def _within(net: AudioBackbone) -> nn.Module:
     "The network that a file of weights is of."
     return net.net if net.name == 'yamnet' else net
 
-
+# %% ../../nbs/nn/20_backbones.ipynb #2e4779e8
 def _load_audio(net: AudioBackbone, weights: str | Path | None) -> None:
     "Load the weights in a file, or the published ones."
     state = net.convert(read_weights(weights) if weights else _download(net.name))

@@ -45,7 +45,7 @@ def matched(
     check(not extra, f"{source}: unexpected entry '{first}' ({len(extra)} in all); {_OTHER}")
     return {k: v for k, v in found.items() if k in ours}
 
-
+# %% ../../nbs/nn/17_encoders.ipynb #2c78c56d
 def load_weights(
     net: nn.Module,
     state: dict[str, torch.Tensor] | str | Path,  # a state dict or the file that holds it

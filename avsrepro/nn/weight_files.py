@@ -39,7 +39,7 @@ def _other(head: bytes) -> str:
         return 'is an HDF5 file; expected one of torch.save or safetensors'
     return ''
 
-
+# %% ../../nbs/nn/16_weight_files.ipynb #742209f1
 def _in_zip(path: Path) -> str:
     "What is wrong with a zip archive, '' if `torch.save` may have written it."
     try:
@@ -70,7 +70,7 @@ def _table(path: Path) -> dict[str, Any] | None:
         except (ValueError, TypeError, AttributeError):
             return None
 
-
+# %% ../../nbs/nn/16_weight_files.ipynb #34e14dbd
 def _in_safetensors(path: Path) -> str:
     "What is wrong with a safetensors file."
     table = _table(path)
@@ -100,7 +100,7 @@ class _Unread:
         made.unread = True
         return made
 
-
+# %% ../../nbs/nn/16_weight_files.ipynb #ad36b5c2
 def _pickled(path: Path) -> Any:
     "What `torch.save` wrote, without executing any of it."
     foreign = []
@@ -161,7 +161,7 @@ def _fault(path: Path) -> str:
         return _in_safetensors(path)
     return 'is no file of weights; expected one that torch.save or safetensors wrote'
 
-
+# %% ../../nbs/nn/16_weight_files.ipynb #c6a5cab0
 def _content(path: Path) -> Any:
     "What a file of weights holds; `InputError` says what it is instead."
     try:

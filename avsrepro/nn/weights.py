@@ -53,7 +53,7 @@ def catalogue() -> dict[str, WeightsFile]:
         rows = [WeightsFile(names=tuple(row.pop('files').split()), **row) for row in csv.DictReader(f)]
     return {row.encoder: row for row in rows}
 
-
+# %% ../../nbs/nn/22_weights.ipynb #1cda3d12
 def weights_file(encoder: str) -> WeightsFile:
     "The line of an encoder; `InputError` for one without."
     if encoder not in catalogue():
@@ -168,7 +168,7 @@ def _fetched(known: WeightsFile, part: Path) -> None:
         why = f'answers {e.code}' if isinstance(e, HTTPError) else 'cannot be reached'
         raise InputError(f"encoder '{known.encoder}': {known.url} {why}; {page}.") from e
 
-
+# %% ../../nbs/nn/22_weights.ipynb #b4999072
 def get_weights(
     encoder: str,
     folder: str | Path,

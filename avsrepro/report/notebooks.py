@@ -106,7 +106,7 @@ def _through_papermill(notebook: Path, out: Path, parameters: Mapping[str, Any])
         extra_arguments=['--log-level=ERROR'],
     )
 
-
+# %% ../../nbs/report/19_notebooks.ipynb #9ffd1755
 def execute_notebook(notebook: Path, parameters: Mapping[str, Any]) -> Path:
     """Run an experiment notebook through papermill; returns the executed copy in the cache.
 

@@ -28,7 +28,7 @@ def scored_at(row: Row, experiment: Experiment, profile: Profile, source: str, s
     size = view.get('mask_size') or view.get('size') or (stored and [stored, stored])
     return 'x'.join(map(str, size)) if size else 'the stored size'
 
-
+# %% ../../nbs/report/16_terms.ipynb #409e637e
 def resolution_lines(experiment: Experiment, profile: Profile, source: str) -> list[str]:
     "For every setting, at which resolution its rows are scored; and whether rows differ in it."
     lines = []

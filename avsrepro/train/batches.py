@@ -119,7 +119,7 @@ def by_shape(clips: Iterable) -> list[list]:
         groups.setdefault((c.frames.shape, c.mel.shape, c.target.shape), []).append(c)
     return list(groups.values())
 
-
+# %% ../../nbs/train/27_batches.ipynb #10c98e2c
 class ClipSource(Source):
     "Raw clips, for training end to end; `hear` is the audio encoder's (default: the log-mel as it is)."
 

@@ -28,7 +28,7 @@ from ..nn.features import encoder_key
 from ..nn.recompute import recomputed
 from .batches import ClipSource, FeatureSource, Silenced, Source, predict
 from .optimising import rate_factor
-from .steps import ALONE, Group, step_gradients
+from .steps import THIS_PROCESS, Group, step_gradients
 from .store import RunSpec, TrainConfig
 
 # %% ../../nbs/train/30_engine.ipynb #94b037fc
@@ -157,7 +157,7 @@ def _begin_epoch(model: AVSModel, source: Source, config: TrainConfig, seed: int
     model.train()
     return rng(seed, 'order', epoch).permutation(len(source)).tolist()
 
-
+# %% ../../nbs/train/30_engine.ipynb #88743945
 def train_epoch(
     model: AVSModel,
     source: Source,
@@ -165,7 +165,7 @@ def train_epoch(
     config: TrainConfig,
     seed: int,
     epoch: int,  # from 1
-    group: Group = ALONE,
+    group: Group = THIS_PROCESS,
 ) -> dict[str, float]:
     "Train for one epoch; returns the mean of every loss term over the clips."
     order = _begin_epoch(model, source, config, seed, epoch)
@@ -216,7 +216,7 @@ def next_epoch(
     sources: Mapping[str, Source],
     optimizer: torch.optim.Optimizer,
     record: Mapping[str, Any],  # of the epochs before
-    group: Group = ALONE,
+    group: Group = THIS_PROCESS,
 ) -> dict[str, Any]:
     "Train and validate one more epoch; `RuntimeError` when numbers stop being finite."
     start, epoch, best = time.perf_counter(), record['epoch'] + 1, record['score']

@@ -45,7 +45,7 @@ def _guess(func: Any, args: tuple) -> tuple[bool, Any]:
         return True, args[0].new_empty(0, *args[0].shape[args[1][0].ndim :])
     return False, None
 
-
+# %% ../../nbs/train/32_footprint.ipynb #f7e37fbb
 class Alive(TorchDispatchMode):
     "Inside the block, bytes that are alive `now`, and at the `peak`, of what operations have made."
 
@@ -156,7 +156,7 @@ def _size(tensors: Any) -> int:
 def _in_words(n: float) -> str:
     return f'{n / 2**30:.1f} GiB' if n >= 2**30 else f'{n / 2**20:.1f} MiB'
 
-
+# %% ../../nbs/train/32_footprint.ipynb #4f1b7ae3
 @dataclass(frozen=True)
 class Footprint:
     "Bytes of a training step."
@@ -210,7 +210,7 @@ class StepCounter:
         sizes = _size(self.own), self.trained, 2 * self.trained, _size(given)
         return Footprint(*sizes, kept, alive.peak)
 
-
+# %% ../../nbs/train/32_footprint.ipynb #00432824
 def footprint(
     spec: RunSpec,
     clips: int | None = None,  # of a step; None: the run's batch size
@@ -304,7 +304,7 @@ def _system_left(path: Path = Path('/proc/meminfo')) -> int | None:
     except (OSError, KeyError, ValueError):
         return None
 
-
+# %% ../../nbs/train/32_footprint.ipynb #c19e04ec
 def free_memory(device: torch.device | str = 'cpu') -> int:
     "Bytes that are free on a device; on a CPU that does not say, 2^62."
     device = torch.device(device)

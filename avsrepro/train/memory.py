@@ -148,7 +148,7 @@ def _sounds_of(place: Mapping[str, Any]) -> dict[str, Any]:
     barred = [without_places(p) for p in place['barred']]
     return dict(clips=without_places(place['clips']), barred=barred, content=content)
 
-
+# %% ../../nbs/train/60_memory.ipynb #038cd1cb
 def _memory_key(recipe: Mapping[str, Any]) -> str:
     "Hash of all that the memory depends on."
     place, encoder = recipe['sounds'], recipe['encoder']

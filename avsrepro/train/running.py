@@ -116,7 +116,7 @@ def _tested(
         selected=record['selected'],
     )
 
-
+# %% ../../nbs/train/35_running.ipynb #8c30f18a
 def train_run(
     spec: RunSpec,
     store: RunStore,  # for the checkpoints; the result is returned, not stored
@@ -131,9 +131,9 @@ def train_run(
     from avsrepro.nn.precision import cpu_threads
     from avsrepro.train.engine import make_sources
     from avsrepro.train.footprint import fitted
-    from avsrepro.train.steps import ALONE, in_step
+    from avsrepro.train.steps import THIS_PROCESS, in_step
 
-    surroundings, group = environment(), group or ALONE
+    surroundings, group = environment(), group or THIS_PROCESS
     spec = fitted(spec, device or default_device(), group.size)
     model = in_step(untrained_model(spec, device), group)
     checkpoints = Checkpoints(store.folder(spec.run_id), spec.run_id)

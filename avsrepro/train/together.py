@@ -69,7 +69,7 @@ def _end_with(pid: int) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
 
-
+# %% ../../nbs/train/37_together.ipynb #339f0dd1
 def _work(folder: Path) -> None:
     "What each process does: train the run that `folder` describes; the first one writes its result."
     given = json.loads((folder / 'run.json').read_text(encoding='utf-8'))
@@ -89,7 +89,7 @@ def _work(folder: Path) -> None:
         (folder / 'result.json').write_text(json.dumps(asdict(result)), encoding='utf-8')
     torch.distributed.destroy_process_group()
 
-
+# %% ../../nbs/train/37_together.ipynb #aa1ede46
 def main() -> None:
     "Entry point of each process."
     folder = Path(sys.argv[1])
@@ -127,7 +127,7 @@ def _wait(launched: subprocess.Popen, folder: Path, spec: RunSpec, report: Progr
                     report(done, spec.config.epochs)
     return code
 
-
+# %% ../../nbs/train/37_together.ipynb #a7462c49
 def train_together(
     spec: RunSpec, store: RunStore, processes: int, report: Progress | None = None
 ) -> RunResult:
@@ -153,6 +153,6 @@ def train_together(
             _raise(folder, spec, code)
         return RunResult.of(json.loads((folder / 'result.json').read_text(encoding='utf-8')))
 
-
+# %% ../../nbs/train/37_together.ipynb #963dfe5e
 if __name__ == '__main__' and '__file__' in globals():
     main()
