@@ -134,8 +134,12 @@ class Profile:
         found = {}
         for key, why in self.because.items():
             kind, name, *rest = key.split('.')
-            if kind in ('model', 'tuning') and name == model:
-                found['.'.join(rest)] = why
+            if kind not in ('model', 'tuning') or name != model:
+                continue
+            value = getattr(self, kind)[name]
+            for level in rest:
+                value = value[level]
+            found[f'{".".join(rest)}={value}'] = why
         return found
 
 # %% ../../nbs/experiments/30_profiles.ipynb #0bd6387a

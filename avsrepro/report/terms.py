@@ -51,7 +51,7 @@ def change_lines(experiment: Experiment, profile: Profile) -> list[str]:
     lines = []
     for model in dict.fromkeys(r.model for r in experiment.rows):
         for name, why in profile.reasons(model).items():
-            lines.append(f'Profile `{profile.name}` changes {model}: {name}, since {why}.')
+            lines.append(f'Profile `{profile.name}` changes {model}, `{name}`: {why}.')
     return lines
 
 
@@ -72,8 +72,8 @@ def training_table(experiment: Experiment, profile: Profile) -> pd.DataFrame:
             encoders = encoder_of(row, profile, setting, experiment)
             line = dict(model=row.model, setting=setting, encoders=encoders, **view, **values)
             lines.setdefault(str(line), line)
-    table = pd.DataFrame(list(lines.values()))
-    return table.astype(object).where(table.notna(), '')
+    table = pd.DataFrame(list(lines.values()), dtype=object)
+    return table.where(table.notna(), '')
 
 
 def filled(table: pd.DataFrame, columns: Sequence[str] = ('model', 'setting')) -> pd.DataFrame:
