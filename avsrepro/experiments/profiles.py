@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from ..core.errors import InputError, check, known_keys, unknown
+from ..core.identity import content_hash
 from avsrepro.experiments.recipes import (
     check_recipes,
     recipe_files,
@@ -315,6 +316,12 @@ def with_changes(profile: str, changes: list[str] | None) -> str:
         profile = str(Path(profile).expanduser().resolve())
     return '+'.join([profile, *(changes or [])])
 
+# %% ../../nbs/experiments/30_profiles.ipynb #30f0a001
+def _folder_name(own: str, changes: list[str]) -> str:
+    "What the folder of the results is called: profile and changes, or a hash of changes that are long."
+    name = '+'.join([own, *changes]).replace('/', '_')
+    return name if len(name.encode()) <= 100 else f'{own}+changes-{content_hash(changes, 8)}'
+
 # %% ../../nbs/experiments/30_profiles.ipynb #3d03a58f
 def get_profile(name: str) -> Profile:
     "The profile of a name, a YAML file, or either with changes; `InputError` for what is misspelt."
@@ -337,5 +344,5 @@ def get_profile(name: str) -> Profile:
         whole = isinstance(value, (list, tuple)) and all(type(v) is int for v in value) and bool(value)
         check(whole, f'{name}: {key} is {value!r}; expected a list of whole numbers.')
         data[key] = tuple(value)
-    folder = '+'.join([own, *changes]).replace('/', '_')
+    folder = _folder_name(own, changes)
     return Profile(name=folder, origin=Path(origin).name, changes=tuple(changes), **data)

@@ -66,11 +66,22 @@ def _work(spec: RunSpec) -> float:
     return spec.config.epochs * spec.data.get('config', {}).get('train', 1) * (spec.config.window or 5)
 
 
+def _alike(spec: RunSpec) -> tuple[str, ...]:
+    "What makes two runs take about the same time for a second of a clip: model, encoders, size."
+    data, o = spec.data, spec.options
+    size = (data.get('view') or {}).get('size') or (data.get('config') or {}).get('size')
+    return (
+        spec.model,
+        str([o.get(k) for k in ('backbone', 'backbone_options', 'audio', 'frozen', 'dim')]),
+        str(size),
+    )
+
+
 def _rates(results: Iterable[RunResult]) -> dict[tuple[str, ...], float]:
-    "Seconds of training for a second of a clip: by model and setting, and by model."
+    "Seconds of training for a second of a clip, of runs alike: by setting, and all."
     found = {}
     for r in results:
-        for key in ((r.spec.model, r.spec.setting), (r.spec.model,)):
+        for key in ((*_alike(r.spec), r.spec.setting), _alike(r.spec)):
             found.setdefault(key, []).append(r.duration_s / _work(r.spec))
     return {key: median(rates) for key, rates in found.items()}
 
@@ -81,7 +92,7 @@ def outlook(specs: Iterable[RunSpec], store: RunStore | None = None) -> pd.DataF
     rates = _rates(store.list())
     for spec in {s.run_id: s for s in specs}.values():
         there = store.path(spec.run_id).is_file()
-        rate = rates.get((spec.model, spec.setting), rates.get((spec.model,)))
+        rate = rates.get((*_alike(spec), spec.setting), rates.get(_alike(spec)))
         seconds = 0.0 if there else None if rate is None else rate * _work(spec)
         state = 'in the store' if there else 'to be trained'
         row = dict(run=spec.run_id, paper=spec.paper, row=spec.row, setting=spec.setting, seed=spec.seed)
