@@ -10,7 +10,6 @@ from avsrepro.models import create_model
 from avsrepro.models.registry import model_class
 from avsrepro.nn.recompute import recomputed, recomputed_parts
 from avsrepro.train.batches import Batch
-from avsrepro.train.engine import weighted_loss
 from avsrepro.train.footprint import (
     ROOM,
     Footprint,
@@ -20,6 +19,7 @@ from avsrepro.train.footprint import (
     fit_step,
     free_memory,
 )
+from avsrepro.train.steps import weighted_loss
 from avsrepro.train.store import RunSpec
 
 DATA = dict(source='procedural', config=dict(bank='procedural', size=64), key='1')

@@ -1,4 +1,4 @@
-"A step in parts, or with activations computed twice, has the gradients of the whole step, for every model."
+"A step in parts has the gradients of the whole step, for every model."
 
 from dataclasses import replace
 
@@ -9,7 +9,6 @@ import torch
 from avsrepro.core.errors import InputError
 from avsrepro.data.layouts import VOID
 from avsrepro.models import create_model, list_models
-from avsrepro.nn.recompute import recomputed
 from avsrepro.train.batches import Batch
 from avsrepro.train.config import TrainConfig
 from avsrepro.train.footprint import fitted
@@ -78,14 +77,6 @@ def test_parts_of_a_guided_model():
     whole = gradients(model, batch)
     assert 'guidance' in whole[0]
     assert_same(whole, gradients(model, batch, micro_batch=2))
-
-
-@pytest.mark.parametrize('name', list_models())
-def test_recomputed_activations_change_nothing(name):
-    model, batch = small(name).train(), batch_of()
-    plain = gradients(model, batch)
-    with recomputed(model):
-        assert_same(plain, gradients(model, batch))
 
 
 def test_a_model_whose_clips_stay_together_is_not_cut():

@@ -79,6 +79,6 @@ def test_two_processes_go_on_after_a_kill(cache, tmp_path):
 
 
 def test_a_batch_norm_that_trains_is_refused_on_cpus(cache, tmp_path):
-    open_eyed = spec_of(frozen=['audio'])
+    open_eyed = replace(spec_of(frozen=['audio']), train={**TRAIN, 'micro_batch': None})
     with pytest.raises(InputError, match='batch norms that train'):
         run(open_eyed, RunStore(tmp_path / 'norms'), processes=2)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLOAT', 'MOST_VALUES', 'MADE', 'SOURCES', 'ENCODER_KEYS', 'ORIGINS', 'CHANGE', 'ProfileLoader', 'read_yaml',
-           'Profile', 'merged', 'built_in', 'recipe_data', 'profile_data', 'set_value', 'with_changes', 'get_profile']
+           'Profile', 'changes_in', 'merged', 'built_in', 'recipe_data', 'profile_data', 'set_value', 'with_changes',
+           'get_profile']
 
 # %% ../../nbs/experiments/30_profiles.ipynb #a5f6124d
 import copy
@@ -130,18 +131,19 @@ class Profile:
             raise unknown(f"variant of encoders in profile '{self.name}'", variant, own)
         return {**self.encoders[source], **(own[variant] if variant else {})}
 
-    def reasons(self, model: str) -> dict[str, str]:
-        "What the profile changes in a model or its training beyond size: the value, and why."
-        found = {}
-        for key, why in self.because.items():
-            kind, name, *rest = key.split('.')
-            if kind not in ('model', 'tuning') or name != model:
-                continue
-            value = getattr(self, kind)[name]
-            for level in rest:
-                value = value[level]
-            found[f'{".".join(rest)}={value}'] = why
-        return found
+# %% ../../nbs/experiments/30_profiles.ipynb #3a228165
+def changes_in(profile: Profile, model: str) -> dict[str, str]:
+    "What a profile changes in a model or its training beyond size: name=value, and why."
+    found = {}
+    for key, why in profile.because.items():
+        kind, name, *rest = key.split('.')
+        if kind not in ('model', 'tuning') or name != model:
+            continue
+        value = getattr(profile, kind)[name]
+        for level in rest:
+            value = value[level]
+        found[f'{".".join(rest)}={value}'] = why
+    return found
 
 # %% ../../nbs/experiments/30_profiles.ipynb #0bd6387a
 ENCODER_KEYS = (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ..experiments.plan import encoder_of, kind_of, training_of
-from ..experiments.profiles import Profile
+from ..experiments.profiles import Profile, changes_in
 from ..experiments.schema import Experiment, Row
 
 # %% ../../nbs/report/16_terms.ipynb #16t00006
@@ -50,7 +50,7 @@ def change_lines(experiment: Experiment, profile: Profile) -> list[str]:
     "What the profile changes in the models of a page beyond size, with its own reasons."
     lines = []
     for model in dict.fromkeys(r.model for r in experiment.rows):
-        for name, why in profile.reasons(model).items():
+        for name, why in changes_in(profile, model).items():
             lines.append(f'Profile `{profile.name}` changes {model}, `{name}`: {why}.')
     return lines
 
