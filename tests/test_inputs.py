@@ -20,7 +20,7 @@ from avsrepro.data.avis import open_avis
 from avsrepro.data.check import check_dataset
 from avsrepro.data.clips import open_dataset
 from avsrepro.data.images import decode_binary, decode_classes, decode_colours, decode_frame, voc_palette
-from avsrepro.data.layouts import csv_lines, read_classes, table_text
+from avsrepro.data.layouts import csv_lines, read_classes, read_table, table_text
 from avsrepro.data.loading import describe
 from avsrepro.data.pickles import load_log_mel, save_log_mel
 from avsrepro.data.vpo import read_vpo_table, vpo_table
@@ -423,3 +423,13 @@ def test_clips_as_written_are_not_noted(tmp_path):
         report = check_dataset(tmp_path / setting, setting)
         assert report.ok and not report.notes
     assert clip_of('s4').frames.shape[0] == 5
+
+
+def test_a_line_break_inside_a_cell_stays_inside_its_sentence(tmp_path):
+    "A quote that is never closed swallows lines; found by the fuzz test."
+    folder = tmp_path / 'Single-source'
+    folder.mkdir()
+    table = 'name,start,category,split\nclip,0,dog,train\n",1,cat,test\nip,0,dog,train\n",1,cat,test\n'
+    (folder / 's4_meta_data.csv').write_text(table, encoding='utf-8')
+    rows, problems = read_table(tmp_path, 's4')
+    assert len(rows) == 1 and len(problems) == 1 and '\n' not in problems[0]

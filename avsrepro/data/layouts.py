@@ -197,8 +197,7 @@ def is_plain(name: str) -> bool:
     return name not in ('', '.', '..') and name.isprintable() and not any(c in name for c in '/\\')
 
 
-def row_problem(setting: str, row: dict) -> str | None:
-    "What is wrong with a row of a setting's table, or None."
+def _wrong_in(setting: str, row: dict) -> str | None:
     for column in {'s4': ('name', 'category'), 'ms3': ('name',), 'avss': ('uid',)}[setting]:
         if not is_plain(row.get(column) or ''):
             return f"{column} '{row.get(column) or ''}' is not a plain file name"
@@ -207,6 +206,12 @@ def row_problem(setting: str, row: dict) -> str | None:
     if setting == 'avss' and row.get('label') not in SUBSETS:
         return f"label '{row.get('label')}' is not one of {', '.join(SUBSETS)}"
     return None
+
+
+def row_problem(setting: str, row: dict) -> str | None:
+    "What is wrong with a row of a setting's table, on one line, or None."
+    wrong = _wrong_in(setting, row)
+    return wrong and ' '.join(wrong.split())
 
 # %% ../../nbs/data/20_layouts.ipynb #410c9ee6
 def read_table(root: str | Path, setting: str) -> tuple[list[dict], list[str]]:
