@@ -57,7 +57,7 @@ def save_voc(root: Path, name: str, mask: np.ndarray) -> None:
     photo = Image.fromarray(small).resize(mask.shape[::-1], Image.BICUBIC)
     photo.save(root / 'JPEGImages' / f'{name}.jpg', quality=95)
     image = Image.fromarray(mask)
-    image.putpalette([0, 0, 0, 128, 0, 0] + [7] * 762)  # any palette: the values count
+    image.putpalette(voc_palette().tobytes())  # as the official masks have
     image.save(root / 'SegmentationClass' / f'{name}.png')
 
 
