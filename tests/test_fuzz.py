@@ -1,5 +1,6 @@
 """Readers under fuzz: damaged and odd files give a right value or one sentence, in little memory and time.
 
+Hypothesis damages valid files; atheris, where it is installed, also follows the lines that a file reaches.
 Run for longer with AVSREPRO_FUZZ_SECONDS; AVSREPRO_FUZZ_COUNTS names a file for the number of examples.
 """
 
@@ -28,19 +29,24 @@ READERS = [
 ]
 
 
-@pytest.fixture(scope='module')
-def outcome(tmp_path_factory):
+@pytest.fixture(scope='module', params=['hypothesis', 'atheris'])
+def outcome(request, tmp_path_factory):
     "What one process found that fuzzed every reader: examples, failure and highest memory of each."
     if sys.platform != 'linux':
         pytest.skip('the memory of a process is measured as Linux does')
+    if request.param == 'atheris':
+        pytest.importorskip('atheris', reason='atheris is not installed: pip install atheris')
     path = tmp_path_factory.mktemp('fuzz') / 'outcome.json'
-    done = subprocess.run([sys.executable, __file__, str(path), str(SECONDS)], capture_output=True, text=True)
+    command = [sys.executable, __file__, request.param, str(path), str(SECONDS / 2)]
+    one_thread = dict(os.environ, OMP_NUM_THREADS='1')  # a forked child has no other
+    done = subprocess.run(command, capture_output=True, text=True, env=one_thread)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(path.read_text())
     counts = {name: f['examples'] for name, f in found.items()}
     if os.environ.get('AVSREPRO_FUZZ_COUNTS'):
-        Path(os.environ['AVSREPRO_FUZZ_COUNTS']).write_text(json.dumps(found, indent=1))
-    print('examples per reader:', counts)
+        target = Path(os.environ['AVSREPRO_FUZZ_COUNTS'])
+        target.with_stem(f'{target.stem}_{request.param}').write_text(json.dumps(found, indent=1))
+    print(f'examples per reader ({request.param}):', counts)
     return found
 
 
@@ -395,39 +401,95 @@ class Fuzz:
         except InputError as e:
             self.found['refused'] += 1
             assert len(str(e)) < 2000
-        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - START[0]
-        assert rss < GIB, f'{rss / GIB:.2f} GiB'
+        assert self.memory() < GIB, f'{self.memory() / GIB:.2f} GiB'
 
-    def run(self, seconds):
+    def memory(self):
+        return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - START[0])
+
+    def run_special(self):
+        for data in [*self.seeds, *self.special]:
+            began = time.monotonic()
+            self.one(data)
+            assert time.monotonic() - began < 20, f'{time.monotonic() - began:.0f} s for {data[:60]!r}'
+
+    def run_hypothesis(self, seconds):
         from hypothesis import HealthCheck, given, seed, settings
 
         how = settings(
             max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck)
         )
         end, number = time.monotonic() + seconds, 0
-        try:
-            for data in [*self.seeds, *self.special]:
-                began = time.monotonic()
+        while time.monotonic() < end:
+            number += 1
+            seed(number)(how(given(damaged(self.name, self.seeds))(self.one)))()
+
+    def run_atheris(self, seconds):
+        "In a child, for libFuzzer never returns; it starts from the valid files."
+        with tempfile.TemporaryDirectory() as corpus:
+            for i, data in enumerate(self.seeds):
+                Path(corpus, str(i)).write_bytes(data)
+            child = os.fork()
+            if not child:
+                self.follow(corpus, time.monotonic() + seconds)
+            _, status = os.waitpid(child, 0)
+            told = Path(corpus + '.json')
+            if status or not told.is_file():
+                raise AssertionError(f'the process died (status {status}) while it read')
+            self.found.update(json.loads(told.read_text()))
+            told.unlink()
+
+    def follow(self, corpus, end):
+        import atheris
+
+        def tell(failure=''):
+            self.found.update(failure=failure, peak=self.memory())
+            Path(corpus + '.json').write_text(json.dumps(self.found))
+            os._exit(0)
+
+        def body(data):
+            try:
                 self.one(data)
-                assert time.monotonic() - began < 20, f'{time.monotonic() - began:.0f} s for {data[:60]!r}'
-            while time.monotonic() < end:
-                number += 1
-                seed(number)(how(given(damaged(self.name, self.seeds))(self.one)))()
+            except Exception:
+                tell(f'{data!r}\n{traceback.format_exc()[-3000:]}')
+            if time.monotonic() > end:
+                tell()
+
+        options = ['-seed=1', '-rss_limit_mb=0', '-timeout=20', '-max_len=100000', '-verbosity=0']
+        atheris.Setup([__file__, *options, corpus], body)
+        atheris.Fuzz()
+        tell('libFuzzer stopped before its time')
+
+    def run(self, how, seconds):
+        try:
+            self.run_special()
+            {'hypothesis': self.run_hypothesis, 'atheris': self.run_atheris}[how](seconds)
         except Exception:
             self.found['failure'] = traceback.format_exc()[-3000:]
-        self.found['peak'] = max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - START[0])
+        self.found['peak'] = max(self.memory(), self.found['peak'])
         return self.found
 
 
 START = [0]
 
 
-def main(path, seconds):
+def prepared(how, folder):
+    "Valid and special files of every reader, and the readers, instrumented where lines are followed."
+    from contextlib import nullcontext
+
+    context = nullcontext()
+    if how == 'atheris':
+        import atheris
+
+        context = atheris.instrument_imports(include=['avsrepro'])
+    with context:
+        return {**pictures(), **sounds(), **log_mels(), **texts()}, readers(folder)
+
+
+def main(how, path, seconds):
     "Fuzz every reader; memory beyond 4 GiB is not to be had here."
     with tempfile.TemporaryDirectory() as d:
-        files = {**pictures(), **sounds(), **log_mels(), **texts()}
+        files, bodies = prepared(how, Path(d))
         files['profile'][1].append(BOMB.encode())
-        bodies = readers(Path(d))
         for name in READERS:  # what is imported once is not the reader's memory
             try:
                 bodies[name](files[name][0][0])
@@ -435,9 +497,9 @@ def main(path, seconds):
                 pass
         START[0] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (START[0] + 4 * GIB, START[0] + 4 * GIB))
-        found = {n: Fuzz(n, bodies[n], *files[n]).run(seconds / len(READERS)) for n in READERS}
+        found = {n: Fuzz(n, bodies[n], *files[n]).run(how, seconds / len(READERS)) for n in READERS}
     Path(path).write_text(json.dumps(found))
 
 
 if __name__ == '__main__':
-    main(sys.argv[1], float(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
