@@ -455,6 +455,7 @@ class Fuzz:
                 tell()
 
         options = ['-seed=1', '-rss_limit_mb=0', '-timeout=20', '-max_len=100000', '-verbosity=0']
+        options.append(f'-artifact_prefix={corpus}/')
         atheris.Setup([__file__, *options, corpus], body)
         atheris.Fuzz()
         tell('libFuzzer stopped before its time')

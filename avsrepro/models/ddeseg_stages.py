@@ -35,7 +35,7 @@ class Clusters(DrawsNoise, nn.Module):
     ):
         super().__init__()
         self.soft_kmeans, self.form, self.noise, self.temperature = scheme == 'sk', form, noise, temperature
-        self.centres = nn.Parameter(torch.randn(K, dim) * dim**-0.5)
+        self.centres = nn.Parameter(torch.randn(K, dim).mul_(dim**-0.5))
 
     def assign(self, V: Tensor) -> Tensor:
         "O [N,P,K], rows sum to 1 (Eq. 13)."

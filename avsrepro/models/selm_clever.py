@@ -201,7 +201,7 @@ class CLEVER(nn.Module):
         self.mix = nn.ModuleList(mixer_of(dim) for _ in coarse[1:])
         self.layers = nn.ModuleList(AVLayer(dim, **layer) for _ in range(layers))
         sizes = [[-(-n // stride) for n in image_size] for stride in coarse[self.start :]]
-        codes = (torch.randn(dim, *size) * dim**-0.5 for size in sizes)
+        codes = (torch.randn(dim, *size).mul_(dim**-0.5) for size in sizes)
         self.position = nn.ParameterList(codes) if position == 'learned' else None
         self.project = Projector(dim, doublings)
         self.head = dynamic_head(dim, num_classes) if head == 'dynamic' else None

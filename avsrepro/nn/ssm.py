@@ -369,8 +369,8 @@ class Mamba(nn.Module):
 
     def reset_scan(self) -> None:
         "Mamba's initial A, D and step (its section 3.6); the other maps start as PyTorch's."
-        dt = torch.empty(self.d_inner).uniform_(math.log(0.001), math.log(0.1)).exp().clamp(min=1e-4)
         with torch.no_grad():
+            dt = self.dt_proj.bias.uniform_(math.log(0.001), math.log(0.1)).exp().clamp(min=1e-4)
             self.A_log.copy_(repeat(torch.arange(1.0, self.d_state + 1).log(), 'n -> e n', e=self.d_inner))
             self.D.fill_(1)
             self.dt_proj.weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)

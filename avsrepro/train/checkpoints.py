@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from .store import note
 if TYPE_CHECKING:  # a call that finds its result in the store does not wait for torch
     import torch
     from torch import Tensor, nn
+
+    from avsrepro.train.averaging import WeightAverage
 
 # %% auto #0
 __all__ = ['write_tensors', 'read_tensors', 'kept_state', 'load_kept', 'optimizer_tensors', 'load_optimizer', 'RunFolder',
@@ -104,13 +107,21 @@ class RunFolder:
 class Checkpoints(RunFolder):
     "The checkpoints of one run in `folder`: written after every epoch, read to go on."
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> None:
-        "After an epoch; `record` has at least `epoch` and `selected`, the number of the epoch to be tested."
-        weights, record = kept_state(model), dict(record, run_id=self.run_id)
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        record: dict[str, Any],  # at least `epoch` and `selected`, the number of the epoch to be tested
+        average: WeightAverage | None = None,  # whose weights are tested instead of the model's
+    ) -> None:
+        "After an epoch."
+        record = dict(record, run_id=self.run_id)
         if record['selected'] == record['epoch']:
-            write_tensors(self.best(record['epoch']), weights, record)
-        tensors = {f'model.{k}': v for k, v in weights.items()}
+            with average.applied() if average else nullcontext():
+                write_tensors(self.best(record['epoch']), kept_state(model), record)
+        tensors = {f'model.{k}': v for k, v in kept_state(model).items()}
         tensors |= {f'optimizer.{k}': v for k, v in optimizer_tensors(optimizer).items()}
+        tensors |= {f'average.{k}': v for k, v in (average.state() if average else {}).items()}
         write_tensors(self.latest, tensors, record)
         for p in self.folder.glob('best-*.safetensors'):
             if p != self.best(record['selected']):
@@ -124,8 +135,10 @@ class Checkpoints(RunFolder):
         )
         return tensors, record
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Load the latest epoch into model and optimiser and return its record; None to start anew.
+    def resume(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+    ) -> dict[str, Any] | None:
+        """Load the latest epoch into model, optimiser and average and return its record; None to start anew.
 
         One line says so if there was something that cannot be used."""
         for p in self.folder.glob('.*.tmp*'):
@@ -137,6 +150,8 @@ class Checkpoints(RunFolder):
             self._read(self.best(record['selected']))
             load_kept(model, _part(tensors, 'model.'), self.latest)
             load_optimizer(optimizer, _part(tensors, 'optimizer.'))
+            if average:
+                average.load(_part(tensors, 'average.'))
             return record
         except (InputError, KeyError) as e:
             note(f'{e} The run starts again from its first epoch.')

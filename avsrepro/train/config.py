@@ -45,6 +45,7 @@ class TrainConfig:
     loss: dict[str, float] | None = None  # weights of the loss terms; None: the model's own
     loss_stride: int = 1  # 1: loss at the target's size; 4: at the decoder's, on a target reduced by area
     clip_grad: float | None = None  # largest gradient norm
+    ema: float | None = None  # decay of the weights' moving average, which is then tested; None: no average
     select: Literal['best_val', 'last'] = 'best_val'  # which epoch is tested
     watch_test: bool = False  # score the test split every epoch too, to show what choosing by it would gain
     amp: Literal['bf16'] | None = None  # bf16 autocast, on CUDA and on processors with AMX
@@ -82,6 +83,8 @@ def _check_config(c: TrainConfig) -> None:
         v = getattr(c, name)
         _require(is_number(v) and v >= 0, name, v, 'a number from 0')
     _require(is_number(c.lr) and c.lr > 0, 'lr', c.lr, 'a positive number')
+    decay = c.ema is None or (is_number(c.ema) and 0 < c.ema < 1)
+    _require(decay, 'ema', c.ema, 'None or a number between 0 and 1')
     clip = c.clip_grad is None or (is_number(c.clip_grad) and c.clip_grad > 0)
     _require(clip, 'clip_grad', c.clip_grad, 'None or a positive number')
 

@@ -25,7 +25,9 @@ from ..metrics.segmentation import BinaryScorer, frame_jaccard, pixel_counts
 from ..metrics.semantic import SemanticScorer
 from ..models.base import AVSModel, noisy, noisy_parts
 from ..nn.features import encoder_key
+from ..nn.initial import build_by_name
 from ..nn.recompute import recomputed
+from .averaging import WeightAverage
 from .batches import ClipSource, FeatureSource, Silenced, Source, predict
 from .optimising import rate_factor
 from .steps import THIS_PROCESS, Group, step_gradients
@@ -84,9 +86,10 @@ def make_model(
     Else of `options['num_classes']` classes with background, 71 as in AVSS when it is not given."""
     from avsrepro.models import create_model
 
-    seed_everything(spec.first_seed)
     classes = 1 if spec.setting in ('s4', 'ms3') else spec.options.get('num_classes', 71)
-    return create_model(spec.model, **{**spec.options, 'num_classes': classes}).to(device)
+    build = partial(create_model, spec.model, **{**spec.options, 'num_classes': classes})
+    seed_everything(spec.first_seed)
+    return build_by_name(build, spec.first_seed).to(device)
 
 # %% ../../nbs/train/30_engine.ipynb #01cb730a
 _kept: dict[tuple, dict[str, Source]] = {}  # the last feature sources of this process
@@ -199,8 +202,10 @@ def check_finite(spec: RunSpec, what: str, epoch: int, finite: bool) -> None:
 def _scored(spec: RunSpec, model: AVSModel, sources: Mapping[str, Source], entry: dict[str, Any]) -> float:
     "The score that chooses an epoch; what is measured for it goes into the epoch's `entry`."
     config, score = spec.config, entry['epoch']
+    if len(sources.get('val', ())):
+        entry['val'] = validate(model, sources['val'], config.test_size, config.amp)
     if config.select == 'best_val':
-        score = entry['val'] = validate(model, sources['val'], config.test_size, config.amp)
+        score = entry['val']
     if config.watch_test:
         entry['test'] = validate(model, sources['test'], config.test_size, config.amp)
     check_finite(spec, 'the validation score', entry['epoch'], math.isfinite(score))
@@ -217,6 +222,7 @@ def next_epoch(
     optimizer: torch.optim.Optimizer,
     record: Mapping[str, Any],  # of the epochs before
     group: Group = THIS_PROCESS,
+    average: WeightAverage | None = None,  # whose weights are validated instead of the model's
 ) -> dict[str, Any]:
     "Train and validate one more epoch; `RuntimeError` when numbers stop being finite."
     start, epoch, best = time.perf_counter(), record['epoch'] + 1, record['score']
@@ -224,7 +230,8 @@ def next_epoch(
     entry = dict(epoch=epoch, **losses, lr=optimizer.param_groups[0]['lr'])
     check_finite(spec, 'the loss', epoch, math.isfinite(entry['total']))
     check_finite(spec, 'a weight', epoch, all(p.isfinite().all() for p in model.trainable()))
-    score, selected = _scored(spec, model, sources, entry), record['selected']
+    with average.applied() if average else nullcontext():
+        score, selected = _scored(spec, model, sources, entry), record['selected']
     if best is None or score > best:
         best, selected = score, epoch
     entry['seconds'] = time.perf_counter() - start

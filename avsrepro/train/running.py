@@ -78,15 +78,18 @@ def _trained(
 ) -> dict[str, Any]:
     "Train to the last epoch, from the last checkpoint if there is one; the record of all epochs."
     from avsrepro.train import engine
+    from avsrepro.train.averaging import WeightAverage
     from avsrepro.train.optimising import make_optimizer
 
-    epochs, optimizer = spec.config.epochs, make_optimizer(model, spec.config)
-    record = checkpoints.resume(model, optimizer) or engine.NOTHING_DONE
+    config, epochs = spec.config, spec.config.epochs
+    optimizer = make_optimizer(model, config)
+    average = WeightAverage(model, optimizer, config.ema) if config.ema else None
+    record = checkpoints.resume(model, optimizer, average) or engine.NOTHING_DONE
     report(record['epoch'], epochs)
     while record['epoch'] < epochs:
-        record = engine.next_epoch(spec, model, sources, optimizer, record, group)
+        record = engine.next_epoch(spec, model, sources, optimizer, record, group, average)
         if group.rank == 0:
-            checkpoints.save(model, optimizer, record)
+            checkpoints.save(model, optimizer, record, average)
         report(record['epoch'], epochs)
     return record
 
