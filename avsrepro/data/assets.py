@@ -22,7 +22,7 @@ from ..core.identity import content_hash
 from ..core.paths import find_shared
 from .audio import SAMPLE_RATE, read_audio
 from .images import decode_classes, decode_frame, read_bytes
-from .layouts import SPLITS, table_text
+from .layouts import SPLITS, path_below, table_text
 from .procedural import PATTERNS, draw_mask, glyphs, parameters, recipe, synthesise, texture
 
 if TYPE_CHECKING:
@@ -157,7 +157,10 @@ def bank_table(root: Path, name: str, columns: Sequence[str]) -> 'pd.DataFrame':
     first, found = lacking[0] if lacking else '', ', '.join(table.columns)
     check(not lacking, f'{path}: column {first} is missing; found {found}.')
     if 'file' in table:
-        table['file'] = [str(f).replace('\\', '/') for f in table['file']]  # written on Windows
+        files = [path_below(f) for f in table['file']]
+        out = f"{path}: names '{table['file'][files.index(None)]}'" if None in files else ''
+        check(not out, f'{out}, which is not a path below {root}.')
+        table['file'] = files
     return table
 
 # %% ../../nbs/data/30_assets.ipynb #5b4cec73

@@ -10,7 +10,7 @@ __all__ = ['encode_mask', 'decode_mask', 'Tracks', 'split_files', 'read_annotati
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from avsrepro.data.clips import (
     to_frames,
 )
 from .images import MOST_PIXELS, decode_frame, read_bytes
-from .layouts import ClipFiles, json_table
+from .layouts import ClipFiles, json_table, path_below
 from .notes import note_file
 
 # %% ../../nbs/data/24_avis.ipynb #12a07c21
@@ -113,10 +113,9 @@ def _entries(path: Path, table: Any, name: str, keys: Sequence[str]) -> list[dic
 
 # %% ../../nbs/data/24_avis.ipynb #b6982485
 def _frame_name(name: object) -> str | None:
-    "The path of a frame below the frames of its split, with `/`; None for one that leads out of them."
-    parts = PurePosixPath(name.replace('\\', '/')).parts if isinstance(name, str) else ()
-    inside = len(parts) > 1 and all(p.isprintable() and p not in ('..', '/') and ':' not in p for p in parts)
-    return '/'.join(parts) if inside else None
+    "The path of a frame below the frames of its split, in a folder of its video; None for another."
+    found = path_below(name)
+    return found if found and '/' in found else None
 
 
 def _video(path: Path, video: dict) -> dict:

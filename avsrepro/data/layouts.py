@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AVSBENCH_SETTINGS', 'SPLITS', 'VOID', 'SUBSETS', 'LAYOUTS', 'Layout', 'layout_of', 'table_path', 'ClipFiles',
-           'clip_length', 'annotated', 'clip_files', 'table_text', 'json_table', 'csv_lines', 'is_plain', 'row_problem',
-           'read_table', 'read_classes', 'write_metadata']
+           'clip_length', 'annotated', 'clip_files', 'table_text', 'json_table', 'csv_lines', 'is_plain', 'path_below',
+           'row_problem', 'read_table', 'read_classes', 'write_metadata']
 
 # %% ../../nbs/data/20_layouts.ipynb #84779299
 import csv
@@ -13,7 +13,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core.errors import InputError, check, unknown
@@ -195,6 +195,12 @@ def csv_lines(path: Path, needed: Iterable[str], columns: Sequence[str]) -> tupl
 def is_plain(name: str) -> bool:
     "Whether a name can be that of a file, and of nothing outside its folder."
     return name not in ('', '.', '..') and name.isprintable() and not any(c in name for c in '/\\')
+
+
+def path_below(name: object) -> str | None:
+    "A path that stays below its folder, with `/` also where it was written on Windows; None for any other."
+    parts = PurePosixPath(name.replace('\\', '/')).parts if isinstance(name, str) else ()
+    return '/'.join(parts) if parts and all(is_plain(p) and ':' not in p for p in parts) else None
 
 
 def _wrong_in(setting: str, row: dict) -> str | None:
