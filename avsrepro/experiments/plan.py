@@ -110,7 +110,7 @@ def run_of(
     "The run of a row on a setting, with seed 0."
     kind = kind_of(row, experiment)
     scenes, recipe = (
-        profile.scenes.get(source, {}).get(setting, {}),
+        profile.scene(source, setting, experiment.paper),
         profile.recipe(row.model, setting, **kind),
     )
     view = profile.view(source, row.model, setting, **kind)

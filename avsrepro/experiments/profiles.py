@@ -90,6 +90,9 @@ class Profile:
     scenes: dict[str, dict[str, dict[str, Any]]]  # source -> setting -> values of `SceneConfig`
     encoders: dict[str, dict[str, Any]]  # source -> backbone, audio, frozen, origin of their weights
     train: dict[str, dict[str, Any]]  # setting -> values of `TrainConfig`
+    scenes_by_paper: dict[str, dict[str, dict[str, Any]]] = field(
+        default_factory=dict
+    )  # paper -> setting -> values over `scenes`
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> other encoders
     variants_by_source: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     pretrain: dict[str, dict[str, Any]] = field(default_factory=dict)  # visual, audio -> of `PretrainConfig`
@@ -124,6 +127,12 @@ class Profile:
         plain = dict(size=list(self.size)) if source == 'avsbench' else {}
         return view_part(self.recipe(model, setting, **row)) or plain
 
+    def scene(self, source: str, setting: str, paper: str = '') -> dict[str, Any]:
+        "Values of the generator's configuration for a setting, with those that a paper has for itself."
+        own = self.scenes_by_paper.get(paper, {}).get(setting, {})
+        general = self.scenes.get(source, {}).get(setting, {})
+        return {**general, **own} if general else {}
+
     def encoder(self, source: str, variant: str = '') -> dict[str, Any]:
         "Both encoders on a source, the profile's own or those of a variant."
         own = {**self.variants, **self.variants_by_source.get(source, {})}
@@ -132,12 +141,16 @@ class Profile:
         return {**self.encoders[source], **(own[variant] if variant else {})}
 
 # %% ../../nbs/experiments/30_profiles.ipynb #3a228165
-def changes_in(profile: Profile, model: str) -> dict[str, str]:
-    "What a profile changes in a model or its training beyond size: name=value, and why."
+def changes_in(
+    profile: Profile,
+    who: str,  # a model, or a paper for `scenes_by_paper`
+    kinds: tuple[str, ...] = ('model', 'tuning'),
+) -> dict[str, str]:
+    "What a profile changes in a model, its training or a paper's scenes beyond size: name=value, and why."
     found = {}
     for key, why in profile.because.items():
         kind, name, *rest = key.split('.')
-        if kind not in ('model', 'tuning') or name != model:
+        if kind not in kinds or name != who:
             continue
         value = getattr(profile, kind)[name]
         for level in rest:
@@ -180,21 +193,28 @@ def _check_encoders(where: str, given: Any) -> None:
         if key.endswith('_weights') and value not in ORIGINS:
             raise unknown(f'origin of weights in {where}', value, ORIGINS)
 
+# %% ../../nbs/experiments/30_profiles.ipynb #30ab0001
+def _check_scenes(where: str, given: Any) -> None:
+    "`InputError` unless these are values of the generators' configurations, by setting."
+    from avsrepro.data.loading import GENERATORS
+
+    for setting, values in _known(where, given, GENERATORS).items():
+        config, place = GENERATORS[setting].config, f'{where}.{setting}'
+        known_keys(config, values, f'key in {place}')
+        for key, value in values.items():
+            kind = type(config.__dataclass_fields__[key].default)
+            fits = kind in (str, tuple) or (isinstance(value, (int, float)) and value >= 0)
+            check(fits, f'{place}: {key} is {value!r}; expected a number from 0.')
+
 # %% ../../nbs/experiments/30_profiles.ipynb #7a46d5cc
 def _check_sizes(name: str, data: dict[str, Any]) -> None:
     "Scenes, encoders and pretraining."
-    from avsrepro.data.loading import GENERATORS
     from avsrepro.train.pretrain import PretrainConfig
 
     for source, settings in _known(f'{name}: scenes', data['scenes'], SOURCES).items():
-        for setting, values in _known(f'{name}: scenes.{source}', settings, GENERATORS).items():
-            config = GENERATORS[setting].config
-            where = f'{name}: scenes.{source}.{setting}'
-            known_keys(config, values, f'key in {where}')
-            for key, value in values.items():
-                kind = type(config.__dataclass_fields__[key].default)
-                fits = kind in (str, tuple) or (isinstance(value, (int, float)) and value >= 0)
-                check(fits, f'{where}: {key} is {value!r}; expected a number from 0.')
+        _check_scenes(f'{name}: scenes.{source}', settings)
+    for paper, settings in _keyed(f'{name}: scenes_by_paper', data.get('scenes_by_paper', {})).items():
+        _check_scenes(f'{name}: scenes_by_paper.{paper}', settings)
     for source, given in _known(f'{name}: encoders', data['encoders'], SOURCES).items():
         _check_encoders(f'{name}: encoders.{source}', given)
     for variant, given in _keyed(f'{name}: variants', data.get('variants', {})).items():

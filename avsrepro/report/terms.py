@@ -24,7 +24,7 @@ def scored_at(row: Row, experiment: Experiment, profile: Profile, source: str, s
     "Height and width of the masks that a row is scored on, such as '224x224'."
     kind = kind_of(row, experiment)
     view = profile.view(source, row.model, setting, **kind)
-    stored = profile.scenes.get(source, {}).get(setting, {}).get('size')
+    stored = profile.scene(source, setting).get('size')
     size = view.get('mask_size') or view.get('size') or (stored and [stored, stored])
     return 'x'.join(map(str, size)) if size else 'the stored size'
 
@@ -52,6 +52,8 @@ def change_lines(experiment: Experiment, profile: Profile) -> list[str]:
     for model in dict.fromkeys(r.model for r in experiment.rows):
         for name, why in changes_in(profile, model).items():
             lines.append(f'Profile `{profile.name}` changes {model}, `{name}`: {why}.')
+    for name, why in changes_in(profile, experiment.paper, ('scenes_by_paper',)).items():
+        lines.append(f'Profile `{profile.name}` has scenes of its own for this paper, `{name}`: {why}.')
     return lines
 
 
