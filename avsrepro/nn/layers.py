@@ -5,14 +5,17 @@
 # %% ../../nbs/nn/10_layers.ipynb #1746d032
 from __future__ import annotations
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..core.errors import check
 
 # %% auto #0
-__all__ = ['resize', 'area_pool', 'group_norm', 'conv_norm', 'feed_forward', 'split_heads', 'join_heads', 'Attention']
+__all__ = ['resize', 'area_pool', 'pixels_first', 'rows_of', 'map_of', 'GroupNorm', 'group_norm', 'conv_norm', 'feed_forward',
+           'split_heads', 'join_heads', 'together', 'Attention']
 
 # %% ../../nbs/nn/10_layers.ipynb #1932f1c1
 def resize(x: Tensor, size: tuple[int, int] | None, aligned: bool = False) -> Tensor:
@@ -29,12 +32,71 @@ def area_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     "[N,C,h,w] to [N,C,H,W], average over the cells' areas; `x` itself if the size is right."
     return x if tuple(x.shape[-2:]) == tuple(size) else F.adaptive_avg_pool2d(x, size)
 
+# %% ../../nbs/nn/10_layers.ipynb #67580b7f
+def pixels_first(x: Tensor) -> Tensor:
+    "The same map [N,C,h,w], in CPU memory pixel by pixel (`torch.channels_last`)."
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == 'cpu' else x
+
+
+def rows_of(x: Tensor) -> Tensor:
+    "[N,C,h,w] -> [N,h*w,C]; a view of a map that lies pixel by pixel."
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def map_of(rows: Tensor, size: tuple[int, int]) -> Tensor:
+    "[N,h*w,C] -> [N,C,h,w], a view."
+    return rows.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
+
+# %% ../../nbs/nn/10_layers.ipynb #7a668aa1
+def _by_group(x: Tensor, groups: int) -> Tensor:
+    "Sums over pixels [N,C] to the groups' [N,G,C/G]."
+    return x.unflatten(1, (groups, -1))
+
+
+class _NormalisedRows(torch.autograd.Function):
+    "GroupNorm of rows [N,P,C]."
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        m, wide = x[0].numel() // groups, (len(x), groups, x.shape[2] // groups)
+        mean = _by_group(x.sum(1), groups).sum(2, keepdim=True) / m
+        centred = x - mean.expand(wide).flatten(1)[:, None]
+        var = _by_group((centred * centred).sum(1), groups).sum(2, keepdim=True) / m
+        r = (var + eps).rsqrt()
+        ctx.save_for_backward(centred, weight, r)
+        return torch.addcmul(bias, centred, (r * weight.view(groups, -1)).flatten(1)[:, None])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        centred, weight, r = ctx.saved_tensors
+        groups, m = r.shape[1], centred[0].numel() // r.shape[1]
+        own, w = _by_group(g.sum(1), groups), weight.view(groups, -1)
+        along = _by_group((g * centred).sum(1), groups) * r  # with the normalised value
+        mean = (own * w).sum(2, keepdim=True) / m
+        slope = (along * w).sum(2, keepdim=True) / m
+        scale, flat = (r * w).flatten(1)[:, None], (-r * mean).expand_as(own).flatten(1)[:, None]
+        dx = torch.addcmul(flat, g, scale)
+        dx.addcmul_(centred, (-r * r * slope).expand_as(own).flatten(1)[:, None])
+        return dx, along.sum(0).flatten(), own.sum(0).flatten(), None, None
+
+# %% ../../nbs/nn/10_layers.ipynb #eded62d1
+class GroupNorm(nn.GroupNorm):
+    "`nn.GroupNorm`, quick also on a CPU for maps [N,C,h,w] that lie pixel by pixel."
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.device.type == 'cpu' and x.ndim == 4 and x.dtype == self.weight.dtype
+        if not rows or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x)
+        y = _NormalisedRows.apply(rows_of(x), self.weight, self.bias, self.num_groups, self.eps)
+        return map_of(y, x.shape[-2:])
+
 # %% ../../nbs/nn/10_layers.ipynb #7ee81ddf
-def group_norm(C: int, per_group: int | None = None) -> nn.GroupNorm:
+def group_norm(C: int, per_group: int | None = None) -> GroupNorm:
     "GroupNorm in groups of `per_group` channels; None: eight groups if each has four channels, else one."
     if per_group is not None:
-        return nn.GroupNorm(max(C // per_group, 1), C)
-    return nn.GroupNorm(8 if C % 8 == 0 and C >= 32 else 1, C)
+        return GroupNorm(max(C // per_group, 1), C)
+    return GroupNorm(8 if C % 8 == 0 and C >= 32 else 1, C)
 
 
 def conv_norm(i: int, o: int, kernel: int = 1, bias: bool = True) -> nn.Sequential:
@@ -57,6 +119,14 @@ def join_heads(x: Tensor) -> Tensor:
     return rearrange(x, 'n m s d -> n s (m d)')
 
 
+def together(x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
+    "What several linear maps of one width make of x, in one product."
+    weight = torch.cat([f.weight for f in maps])
+    biases = [weight.new_zeros(len(f.weight)) if f.bias is None else f.bias for f in maps]
+    bias = None if all(f.bias is None for f in maps) else torch.cat(biases)
+    return F.linear(x, weight, bias).chunk(len(maps), -1)
+
+
 class Attention(nn.Module):
     """Attn(q, k, v) of [N,S,C], [N,R,C], [N,R,C] to [N,S,C].
 
@@ -72,6 +142,14 @@ class Attention(nn.Module):
         "What the heads [N,M,S,d] found, joined and through o: [N,S,C]."
         return self.o(join_heads(x)) if self.project else join_heads(x)
 
+    def asked(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "q, k, v after their linear maps; one product for all three where they are the same tensor."
+        if q is k and k is v:
+            return together(q, self.q, self.k, self.v)
+        if k is v:
+            return self.q(q), *together(k, self.k, self.v)
+        return self.q(q), self.k(k), self.v(v)
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (split_heads(x, self.heads) for x in (self.q(q), self.k(k), self.v(v)))
+        q, k, v = (split_heads(x, self.heads) for x in self.asked(q, k, v))
         return self.out(F.scaled_dot_product_attention(q, k, v))
