@@ -20,12 +20,15 @@ from ..nn.features import Features
 from avsrepro.nn.layers import (
     Attention,
     area_pool,
+    conv_sum,
     group_norm,
     join_heads,
     map_of,
     pixels_first,
+    pixelwise,
     resize,
     rows_of,
+    small_conv,
     split_heads,
 )
 
@@ -63,22 +66,18 @@ class AudioStem(nn.Module):
 
     def forward(self, vector: Tensor, amap: Tensor) -> Tensor:
         summary = self.vector(vector)[..., None, None]
-        heard = self.attention(self.map(amap) + summary)
-        return self.out(summary + self.scale * area_pool(heard, self.grid))
+        heard = self.attention(pixels_first(self.map(amap)) + summary)
+        return pixelwise(self.out, summary + self.scale * area_pool(heard, self.grid))
 
 # %% ../../nbs/models/20_sdavs.ipynb #ffee8b26
 class SNRP(nn.Module):
-    "Selective Noise-Resilient Processor (Eqs. 1-3): `listen` makes F'_a, `select` gates a visual map by it."
+    "Selective Noise-Resilient Processor (Eqs. 1-3): `conv` makes F'_a, `select` gates a visual map by it."
 
     def __init__(self, dim: int, cfs: bool = True, sfs: bool = True):
         super().__init__()
         self.conv, half = nn.Conv2d(dim, dim, 3, padding=1), dim // 2
         self.mlp = nn.Sequential(nn.Linear(dim, half), nn.ReLU(), nn.Linear(half, dim)) if cfs else None
         self.spatial = nn.Conv2d(dim, 1, 3, padding=1) if sfs else None
-
-    def listen(self, F_a: Tensor) -> Tensor:
-        "F_a [N,C,g,g] -> F'_a [N,C,g,g], to be upsampled where it is used (Eq. 1)."
-        return self.conv(F_a)
 
     def select(self, F_v: Tensor, F_a: Tensor, tap: Tap = untapped) -> Tensor:
         "F_v [N,C,h,w] times the channel and the spatial gate of F'_a [N,C,g,g] (Eqs. 1-3)."
@@ -87,7 +86,8 @@ class SNRP(nn.Module):
             gatec = torch.sigmoid(pooled + self.mlp(pooled))[:, :, None, None]
             F_v = tap('cfs', F_v * tap('gatec', gatec))
         if self.spatial is not None:  # spatial feature selector
-            F_v = F_v * tap('gates', torch.sigmoid(resize(self.spatial(F_a), F_v.shape[-2:])))
+            gates = resize(small_conv(F_a, self.spatial)[0], F_v.shape[-2:])
+            F_v = F_v * tap('gates', torch.sigmoid(gates))
         return tap('snrp', F_v)
 
 # %% ../../nbs/models/20_sdavs.ipynb #9c4a5089
@@ -270,21 +270,26 @@ class SDAVSStage(nn.Module):
         self.visual = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), group_norm(dim))
         self.audio = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), group_norm(dim))
 
-    def fuse(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Tap) -> Tensor:
-        "Eqs. 1-7: the fused feature plus the visual one that it came from [(B T),C,h,w]."
-        heard = F_a if self.snrp is None else self.snrp.listen(F_a)  # F'_a
+    def hear(self, F_a: Tensor) -> tuple[Tensor, Tensor]:
+        "F'_a, or F_a itself without SNRP, and the audio stream's next value, both [(B T),C,g,g]."
+        conv, norm = self.audio
+        y, *heard = small_conv(F_a, conv, *(() if self.snrp is None else (self.snrp.conv,)))
+        return (heard[0] if heard else F_a), F_a + norm(y)
+
+    def fuse(self, F_v: Tensor, F_a: Tensor, heard: Tensor, clips: int, tap: Tap) -> Tensor:
+        "Eqs. 1-7 with F'_a `heard`: the fused feature plus the visual one that it came from [(B T),C,h,w]."
         pre, after = self.snrp is not None and self.pre, self.snrp is not None and not self.pre
         seen = self.snrp.select(F_v, heard, tap) if pre else F_v  # F'_v
-        audio = tap('audio', F_a if after else heard)
+        audio = pixels_first(tap('audio', F_a if after else heard))
         alone = self.damf is None
         fused = seen + resize(audio, F_v.shape[-2:]) if alone else self.damf(seen, audio, clips, tap)
         return tap('fused', self.snrp.select(fused + F_v, heard, tap) if after else fused + seen)
 
     def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Tap = untapped) -> tuple[Tensor, Tensor]:
         "Both streams, F_v [(B T),C,h,w] and F_a [(B T),C,g,g], for the next stage."
-        fused = self.fuse(tap('visual', F_v), F_a, clips, tap)
-        F_a = F_a + self.audio(F_a)
-        return tap('out', F.relu(self.visual(fused))), F_a
+        heard, then = self.hear(F_a)
+        fused = self.fuse(tap('visual', F_v), F_a, heard, clips, tap)
+        return tap('out', F.relu(self.visual(fused))), then
 
 # %% ../../nbs/models/20_sdavs.ipynb #fcee983e
 def stage_taps(stage: SDAVSStage) -> list[str]:
@@ -366,16 +371,23 @@ class SDAVS(AVSModel):
         names = [f'stage{j}.{n}' for j, stage in enumerate(self.stages, 1) for n in stage_taps(stage)]
         return ['stem', *names, 'fus_out']
 
+    def head(self, x: Tensor) -> Tensor:
+        "The sum of the skip connections [N,E,h,w] to logits [N,K,h,w] (Eq. 9)."
+        first, conv, last = self.mlp
+        return pixelwise(self.fc, last(pixelwise(conv, first(x))))
+
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or at the finest stage's resolution if None (Eqs. 8, 9)."
         B, finest = features.audio_vector.shape[0], features.visual[-len(self.stages)].shape[-2:]
-        F_v, seen, heard = None, 0, 0
+        F_v, seen, heard = None, [], []
         F_a = self.stem(features.audio_vector.flatten(0, 1), features.audio_map.flatten(0, 1))
         F_a = self.tap('stem', F_a, B)
         for j, (lateral, stage, skip) in enumerate(zip(self.laterals, self.stages, self.skips), 1):
-            level = lateral(pixels_first(features.visual[-j].flatten(0, 1)))
+            conv, norm = lateral
+            level = norm(pixelwise(conv, pixels_first(features.visual[-j].flatten(0, 1))))
             F_v = level if F_v is None else level + resize(F_v, level.shape[-2:])
             F_v, F_a = stage(F_v, F_a, B, self.tapping(f'stage{j}.', B))
-            seen, heard = seen + resize(skip(F_v), finest), heard + skip(F_a)
-        logits = self.fc(self.mlp(self.tap('fus_out', seen + resize(heard, finest), B)))
-        return Output(by_clip(resize(logits, size), B))
+            seen.append(resize(pixelwise(skip, F_v), finest))
+            heard.append(F_a)
+        seen.append(resize(conv_sum(self.skips, heard), finest))
+        return Output(by_clip(resize(self.head(self.tap('fus_out', sum(seen[1:], seen[0]), B)), size), B))

@@ -5,6 +5,10 @@
 # %% ../../nbs/nn/10_layers.ipynb #1746d032
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -14,8 +18,8 @@ from torch.nn import functional as F
 from ..core.errors import check
 
 # %% auto #0
-__all__ = ['resize', 'area_pool', 'pixels_first', 'rows_of', 'map_of', 'GroupNorm', 'group_norm', 'conv_norm', 'feed_forward',
-           'split_heads', 'join_heads', 'together', 'Attention']
+__all__ = ['resize', 'area_pool', 'pixels_first', 'rows_of', 'map_of', 'pixelwise', 'conv_sum', 'small_conv', 'GroupNorm',
+           'group_norm', 'conv_norm', 'feed_forward', 'split_heads', 'join_heads', 'together', 'Attention']
 
 # %% ../../nbs/nn/10_layers.ipynb #1932f1c1
 def resize(x: Tensor, size: tuple[int, int] | None, aligned: bool = False) -> Tensor:
@@ -46,6 +50,42 @@ def rows_of(x: Tensor) -> Tensor:
 def map_of(rows: Tensor, size: tuple[int, int]) -> Tensor:
     "[N,h*w,C] -> [N,C,h,w], a view."
     return rows.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
+
+# %% ../../nbs/nn/10_layers.ipynb #d38b5c57
+def pixelwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    "A convolution of 1 x 1 of a map [N,C,h,w], a linear map of its rows if these lie together."
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return conv(x)
+    return map_of(F.linear(rows_of(x), conv.weight.flatten(1), conv.bias), x.shape[-2:])
+
+
+def conv_sum(convs: Sequence[nn.Conv2d], maps: Sequence[Tensor]) -> Tensor:
+    "The sum of convolutions of 1 x 1, each of a map [N,C,h,w] of its own, as one product."
+    weight = torch.cat([c.weight for c in convs], 1).flatten(1)
+    rows = rows_of(torch.cat(list(maps), 1))
+    return map_of(F.linear(rows, weight, sum(c.bias for c in convs)), maps[0].shape[-2:])
+
+
+@lru_cache
+def _taps(h: int, w: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    "Which of 9 taps leads from each of P = h*w cells (second axis) to each (third): [9,P*P], ones and zeros."
+    taps = torch.zeros(3, 3, h, w, h, w, device=device, dtype=dtype)
+    for y, x, i, j in product(range(h), range(w), range(3), range(3)):
+        if 0 <= y + i - 1 < h and 0 <= x + j - 1 < w:
+            taps[i, j, y + i - 1, x + j - 1, y, x] = 1
+    return taps.view(9, -1)
+
+
+def small_conv(x: Tensor, *convs: nn.Conv2d) -> tuple[Tensor, ...]:
+    "Convolutions of 3 x 3, each of the same map [N,C,h,w]; on at most four cells they are one matrix."
+    (h, w), C = x.shape[-2:], x.shape[1]
+    if h * w > 4:
+        return tuple(conv(x) for conv in convs)
+    weight, bias = (torch.cat([getattr(c, name) for c in convs]) for name in ('weight', 'bias'))
+    matrix = (weight.flatten(2) @ _taps(h, w, x.device, weight.dtype)).view(-1, C, h * w, h * w)
+    matrix = rearrange(matrix, 'o c p q -> (c p) (o q)')
+    y = torch.addmm(bias.repeat_interleave(h * w), x.flatten(1), matrix).unflatten(1, (-1, h, w))
+    return y.split([c.out_channels for c in convs], 1)
 
 # %% ../../nbs/nn/10_layers.ipynb #7a668aa1
 def _by_group(x: Tensor, groups: int) -> Tensor:
