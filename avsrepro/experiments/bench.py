@@ -11,6 +11,7 @@ __all__ = ['METHODS', 'SETTINGS', 'ASKED', 'timed_run', 'Training', 'keep_weight
 import copy
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -118,11 +119,18 @@ def step_time(training: Training) -> float:
     return (time.process_time() - start) / training.number
 
 
+def _of_backward(grad: Sequence[int], x: Sequence[int], w: Sequence[int], *rest: Any, **_: Any) -> int:
+    "Operations of a convolution's gradients; PyTorch's count of them forgets that channels may be in groups."
+    transposed, wanted = rest[4], rest[7]
+    return 2 * math.prod(x if transposed else grad) * math.prod(w[1:]) * sum(wanted[:2])
+
+
 def step_flops(training: Training) -> int:
     "Floating-point operations of a step, as PyTorch counts those of products and convolutions."
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    own = {torch.ops.aten.convolution_backward: _of_backward}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
         training.gradients()
     return counter.get_total_flops()
 
@@ -271,7 +279,7 @@ def norm_of(gradients: Mapping[str, torch.Tensor]) -> float:
 
 # %% ../../nbs/experiments/59_bench.ipynb #e4ac38cd
 def first_steps(workers: Sequence[Worker], folder: Path) -> list[dict[str, float]]:
-    "Loss, gradient norm and, of the first worker, its difference from the last; all begin with equal weights."
+    "Loss and gradient norm from equal weights, and how much the first worker's differ from the last's."
     weights, found = str(folder / 'weights.safetensors'), []
     workers[-1].ask('keep_weights', path=weights)
     for n, worker in enumerate(workers):
