@@ -88,37 +88,31 @@ def small_conv(x: Tensor, *convs: nn.Conv2d) -> tuple[Tensor, ...]:
     return y.split([c.out_channels for c in convs], 1)
 
 # %% ../../nbs/nn/10_layers.ipynb #7a668aa1
-def _by_group(x: Tensor, groups: int) -> Tensor:
-    "Sums over pixels [N,C] to the groups' [N,G,C/G]."
-    return x.unflatten(1, (groups, -1))
-
-
 class _NormalisedRows(torch.autograd.Function):
     "GroupNorm of rows [N,P,C]."
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        m, wide = x[0].numel() // groups, (len(x), groups, x.shape[2] // groups)
-        mean = _by_group(x.sum(1), groups).sum(2, keepdim=True) / m
-        centred = x - mean.expand(wide).flatten(1)[:, None]
-        var = _by_group((centred * centred).sum(1), groups).sum(2, keepdim=True) / m
+        n, _, C = x.shape
+        mean = x.mean(1).view(n, groups, -1).mean(2, keepdim=True)
+        centred = x - mean.expand(n, groups, C // groups).reshape(n, 1, C)
+        var = (centred * centred).mean(1).view(n, groups, -1).mean(2, keepdim=True)
         r = (var + eps).rsqrt()
-        ctx.save_for_backward(centred, weight, r)
-        return torch.addcmul(bias, centred, (r * weight.view(groups, -1)).flatten(1)[:, None])
+        scale = (r * weight.view(groups, -1)).view(n, 1, C)
+        ctx.save_for_backward(centred, weight, r, scale)
+        return torch.addcmul(bias, centred, scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        centred, weight, r = ctx.saved_tensors
-        groups, m = r.shape[1], centred[0].numel() // r.shape[1]
-        own, w = _by_group(g.sum(1), groups), weight.view(groups, -1)
-        along = _by_group((g * centred).sum(1), groups) * r  # with the normalised value
-        mean = (own * w).sum(2, keepdim=True) / m
-        slope = (along * w).sum(2, keepdim=True) / m
-        scale, flat = (r * w).flatten(1)[:, None], (-r * mean).expand_as(own).flatten(1)[:, None]
-        dx = torch.addcmul(flat, g, scale)
-        dx.addcmul_(centred, (-r * r * slope).expand_as(own).flatten(1)[:, None])
-        return dx, along.sum(0).flatten(), own.sum(0).flatten(), None, None
+        centred, weight, r, scale = ctx.saved_tensors
+        (n, P, C), w = centred.shape, weight.view(r.shape[1], -1)
+        sums = torch.stack([g.sum(1), (g * centred).sum(1)]).view(2, n, *w.shape)  # alone, with x
+        means = (sums * w).mean(3, keepdim=True) * (r / P)
+        constant = means[0].expand_as(sums[0]).reshape(n, 1, C)
+        slope = (means[1] * r * r).expand_as(sums[1]).reshape(n, 1, C)
+        dx = torch.addcmul(constant.neg(), g, scale).addcmul_(centred, slope, value=-1)
+        return dx, (sums[1] * r).sum(0).view(-1), sums[0].sum(0).view(-1), None, None
 
 # %% ../../nbs/nn/10_layers.ipynb #eded62d1
 class GroupNorm(nn.GroupNorm):

@@ -28,7 +28,7 @@ from ..nn.features import encoder_key
 from ..nn.recompute import recomputed
 from .batches import ClipSource, FeatureSource, Silenced, Source, predict
 from .optimising import clip_gradients, rate_factor
-from .steps import THIS_PROCESS, Group, step_gradients, with_loss_targets
+from .steps import THIS_PROCESS, Group, hold_memory, step_gradients, with_loss_targets
 from .store import RunSpec, TrainConfig
 
 # %% ../../nbs/train/30_engine.ipynb #94b037fc
@@ -170,6 +170,7 @@ def train_epoch(
     "Train for one epoch; returns the mean of every loss term over the clips."
     order = _begin_epoch(model, source, config, seed, epoch)
     source = with_loss_targets(source, model, config)
+    hold_memory()
     steps, sums = source.steps(config.batch_size, order), {}
     params = [p for g in optimizer.param_groups for p in g['params']]
     own = [group.own(step, config.micro_batch) for step in steps]

@@ -4,10 +4,14 @@
 
 # %% auto #0
 __all__ = ['BATCH_NORMS', 'THIS_PROCESS', 'reduce_target', 'own_size', 'with_loss_targets', 'weighted_loss', 'batch_loss',
-           'windowed', 'frame_counts', 'shares_of', 'in_parts', 'Group', 'step_gradients', 'in_step']
+           'windowed', 'hold_memory', 'frame_counts', 'shares_of', 'in_parts', 'Group', 'step_gradients', 'in_step']
 
 # %% ../../nbs/train/29_steps.ipynb #29000004
+import ctypes
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -47,6 +51,7 @@ def reduce_target(
     return rearrange(classes[area.argmax(1)], '(b t) h w -> b t h w', t=target.shape[1])
 
 # %% ../../nbs/train/29_steps.ipynb #301c5b4f
+_sizes: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # of a model's masks, by those of its maps
 _reduced: dict[tuple[int, tuple[int, int]], tuple[list[Tensor], ...]] = {}  # by the list of targets, and size
 
 
@@ -76,8 +81,10 @@ def with_loss_targets(source: Source, model: AVSModel, config: TrainConfig) -> S
     "The source for training `model`: targets are at the loss's resolution already, where they can be."
     if config.loss_stride == 1 or not isinstance(source, FeatureSource):
         return source
-    size = own_size(model, source.load([0])[0])
-    return source.with_targets(*_all_reduced(source.features.targets, size)[1:])
+    sizes, shapes = _sizes.setdefault(model, {}), tuple(r.shape[1:] for r in source.features.visual)
+    if shapes not in sizes:
+        sizes[shapes] = own_size(model, source.load([0])[0])
+    return source.with_targets(*_all_reduced(source.features.targets, sizes[shapes])[1:])
 
 # %% ../../nbs/train/29_steps.ipynb #c2abeea9
 def weighted_loss(
@@ -126,6 +133,15 @@ def windowed(batch: Batch, length: int | None, draw: np.random.Generator) -> Bat
     supervised = [s for s in starts if batch.supervised[:, s : s + length].any()]
     start = int(draw.choice(supervised or starts))
     return batch.part(start, start + length)
+
+# %% ../../nbs/train/29_steps.ipynb #6069fd4f
+@cache
+def hold_memory() -> bool:
+    "Let this process keep memory that it has once had (glibc alone can be told so); whether it will."
+    if sys.platform != 'linux' or not hasattr(libc := ctypes.CDLL(None), 'mallopt'):
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    return bool(libc.mallopt(mmap_threshold, 2**30) and libc.mallopt(trim_threshold, 2**31 - 1))
 
 # %% ../../nbs/train/29_steps.ipynb #29000010
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
