@@ -323,6 +323,18 @@ class SDAVSOptions:
     interaction: str = 'multiply'  # or 'add', 'straight'
     direction: str = 'both'  # or 'a2v', 'v2a'
 
+# %% ../../nbs/models/20_sdavs.ipynb #d73034a8
+def _level(lateral: nn.Sequential, x: Tensor) -> Tensor:
+    "A level of the encoder [N,C,h,w] through its 1x1 convolution and norm."
+    conv, norm = lateral
+    return norm(pixelwise(conv, pixels_first(x)))
+
+
+def _masks(mlp: nn.Sequential, fc: nn.Conv2d, x: Tensor) -> Tensor:
+    "The sum of the skip connections [N,E,h,w] to logits [N,K,h,w] (Eq. 9)."
+    first, conv, last = mlp
+    return pixelwise(fc, last(pixelwise(conv, first(x))))
+
 # %% ../../nbs/models/20_sdavs.ipynb #4a7119dc
 @register_model('sdavs')
 class SDAVS(AVSModel):
@@ -370,11 +382,6 @@ class SDAVS(AVSModel):
         names = [f'stage{j}.{n}' for j, stage in enumerate(self.stages, 1) for n in stage_taps(stage)]
         return ['stem', *names, 'fus_out']
 
-    def head(self, x: Tensor) -> Tensor:
-        "The sum of the skip connections [N,E,h,w] to logits [N,K,h,w] (Eq. 9)."
-        first, conv, last = self.mlp
-        return pixelwise(self.fc, last(pixelwise(conv, first(x))))
-
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or at the finest stage's resolution if None (Eqs. 8, 9)."
         B, finest = features.audio_vector.shape[0], features.visual[-len(self.stages)].shape[-2:]
@@ -382,11 +389,11 @@ class SDAVS(AVSModel):
         F_a = self.stem(features.audio_vector.flatten(0, 1), features.audio_map.flatten(0, 1))
         F_a = self.tap('stem', F_a, B)
         for j, (lateral, stage, skip) in enumerate(zip(self.laterals, self.stages, self.skips), 1):
-            conv, norm = lateral
-            level = norm(pixelwise(conv, pixels_first(features.visual[-j].flatten(0, 1))))
+            level = _level(lateral, features.visual[-j].flatten(0, 1))
             F_v = level if F_v is None else level + resize(F_v, level.shape[-2:])
             F_v, F_a = stage(F_v, F_a, B, self.tapping(f'stage{j}.', B))
             seen.append(resize(pixelwise(skip, F_v), finest))
             heard.append(F_a)
         seen.append(resize(conv_sum(self.skips, heard), finest))
-        return Output(by_clip(resize(self.head(self.tap('fus_out', sum(seen[1:], seen[0]), B)), size), B))
+        logits = _masks(self.mlp, self.fc, self.tap('fus_out', sum(seen[1:], seen[0]), B))
+        return Output(by_clip(resize(logits, size), B))

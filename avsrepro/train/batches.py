@@ -178,8 +178,7 @@ class FeatureSource(Source):
 
     def coarsest(self, levels: int) -> 'FeatureSource':
         "The same features with only the `levels` coarsest visual maps, for a decoder that reads no more."
-        coarse = replace(self.features, visual=self.features.visual[-levels:])
-        return FeatureSource(coarse, self.workers)
+        return FeatureSource(replace(self.features, visual=self.features.visual[-levels:]), self.workers)
 
     def steps(self, batch_size: int, order: Sequence[int]) -> list[list[int]]:
         """Clips of one length together, so that a step is one batch.
@@ -191,11 +190,8 @@ class FeatureSource(Source):
 
     def load(self, indices: Sequence[int]) -> list[Batch]:
         groups = self._by_length(indices)
-        return [self._batch(g) for g in groups]
-
-    def _batch(self, clips: Sequence[int]) -> Batch:
-        labelled = None if self.labelled is None else torch.stack([self.labelled[i] for i in clips])
-        return Batch([self.ids[i] for i in clips], *self.features.batch(clips), labelled)
+        flags = [self.labelled and torch.stack([self.labelled[i] for i in g]) for g in groups]
+        return [Batch([self.ids[i] for i in g], *self.features.batch(g), f) for g, f in zip(groups, flags)]
 
     def with_targets(self, targets: list[Tensor], labelled: list[Tensor]) -> 'FeatureSource':
         "The same clips with other targets [T,h,w]; `labelled` [T] frames have a labelled pixel in their own."
