@@ -355,10 +355,9 @@ class SDAVS(AVSModel):
 
     def __init__(self, visual: nn.Module, audio: nn.Module, **given: Any):
         super().__init__(visual, audio, **given)
-        o, dim = self.options, self.options.dim
+        o, dim, has = self.options, self.options.dim, len(visual.channels)
         heads, narrow = o.heads or max(dim // 32, 1), o.head_dim or max(dim // 4, 32)
         self.stem = AudioStem(audio.dim, audio.map_channels, dim, o.audio_grid, heads)
-        has = len(visual.channels)
         check(1 <= o.levels <= has, f"levels is {o.levels}; the visual encoder has {has}.")
         self.levels, coarse_first = o.levels, list(visual.channels)[::-1][: o.levels]
         self.laterals = nn.ModuleList(
