@@ -193,7 +193,6 @@ class SegFormerHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         parts, size, y = self.fuse.weight.flatten(1).chunk(len(maps), 1), maps[0].shape[-2:], 0
         for f, W, m in zip(self.inputs, parts, maps):
-            both, bias = W @ f.weight, F.linear(f.bias, W)  # two linear maps in a row are one
-            y = y + resize(map_of(F.linear(rows_of(m), both, bias), m.shape[-2:]), size)
+            y = y + resize(map_of(F.linear(f(rows_of(m)), W), m.shape[-2:]), size)
         y = F.relu(self.norm(y))
         return y, pixelwise(self.out, self.dropout(y))
