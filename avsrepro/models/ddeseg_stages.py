@@ -11,12 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import DrawsNoise
-from ..nn.layers import Attention, resize, split_heads
+from avsrepro.nn.layers import (
+    Attention,
+    map_of,
+    pixels_first,
+    pixelwise,
+    resize,
+    rows_of,
+    split_heads,
+    together,
+)
 
 # %% auto #0
 __all__ = ['Clusters', 'Elimination', 'SoundFusion', 'Heard', 'DDEStage', 'Level', 'trunk_stages', 'SegFormerHead']
@@ -95,7 +103,7 @@ class SoundFusion(nn.Module):
     def forward(self, x: Tensor, Z: Tensor) -> Tensor:
         y, a = self.norm(x) if self.normalised else x, self.maps
         asks, answers = (Z, y) if self.by_audio else (y, Z)
-        q, k, v = (split_heads(z, a.heads) for z in (a.q(asks), a.k(answers), a.v(answers)))
+        q, k, v = (split_heads(z, a.heads) for z in (a.q(asks), *together(answers, a.k, a.v)))
         S = q @ k.mT / q.shape[-1] ** 0.5  # [N,heads,K,P] or [N,heads,P,K]
         if self.by_audio:
             heard = torch.tanh(S / 2).mT @ (q + S.softmax(-1) @ v)
@@ -154,10 +162,10 @@ class Level(nn.Module):
 
     def start(self, level: Tensor, before: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         "The level [N,Ci,h,w] and the previous stage's map as rows [N,P,C], and (h, w)."
-        x = self.lateral(level)
+        x = pixelwise(self.lateral, pixels_first(level))
         if before is not None:
             x = x + resize(self.down(before), x.shape[-2:])
-        return self.enter(rearrange(x, 'n c h w -> n (h w) c')), tuple(x.shape[-2:])
+        return self.enter(rows_of(x)), tuple(x.shape[-2:])
 
 # %% ../../nbs/models/54_ddeseg_stages.ipynb #26addd31
 def trunk_stages(visual: nn.Module) -> list[list[nn.Module]] | None:
@@ -185,7 +193,6 @@ class SegFormerHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         parts, size, y = self.fuse.weight.flatten(1).chunk(len(maps), 1), maps[0].shape[-2:], 0
         for f, W, m in zip(self.inputs, parts, maps):
-            rows = F.linear(f(rearrange(m, 'n c h w -> n h w c')), W)
-            y = y + resize(rearrange(rows, 'n h w c -> n c h w'), size)
+            y = y + resize(map_of(F.linear(f(rows_of(m)), W), m.shape[-2:]), size)
         y = F.relu(self.norm(y))
-        return y, self.out(self.dropout(y))
+        return y, pixelwise(self.out, self.dropout(y))

@@ -5,22 +5,35 @@
 # %% ../../nbs/models/20_sdavs.ipynb #1c0ad921
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import check
 from .base import AVSModel, Output, Tap, by_clip, register_model, untapped
 from ..nn.features import Features
-from ..nn.layers import Attention, area_pool, group_norm, resize
+from avsrepro.nn.layers import (
+    Attention,
+    area_pool,
+    conv_sum,
+    group_norm,
+    join_heads,
+    map_of,
+    pixels_first,
+    pixelwise,
+    resize,
+    rows_of,
+    small_conv,
+    split_heads,
+)
 
 # %% auto #0
-__all__ = ['AudioAttention', 'AudioStem', 'SNRP', 'DepthwiseConv3d', 'CAR', 'tokens_of', 'STC', 'CrossAttention', 'interact',
-           'DAMF', 'SDAVSStage', 'stage_taps', 'SDAVSOptions', 'SDAVS']
+__all__ = ['AudioAttention', 'AudioStem', 'SNRP', 'CAR', 'STC', 'stacked', 'convolve', 'recalibrate', 'enhance', 'CrossAttention',
+           'exchange', 'interact', 'DAMF', 'SDAVSStage', 'stage_taps', 'SDAVSOptions', 'SDAVS']
 
 # %% ../../nbs/models/20_sdavs.ipynb #72978073
 class AudioAttention(nn.Module):
@@ -32,12 +45,10 @@ class AudioAttention(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[-2:]
-        x = rearrange(x, 'n c h w -> n (h w) c')
+        size, x = x.shape[-2:], rows_of(x)
         y = self.norm1(x)
         x = x + self.attn(y, y, y)
-        x = x + self.mlp(self.norm2(x))
-        return rearrange(x, 'n (h w) c -> n c h w', h=h, w=w)
+        return map_of(x + self.mlp(self.norm2(x)), size)
 
 # %% ../../nbs/models/20_sdavs.ipynb #d8d7b721
 class AudioStem(nn.Module):
@@ -54,22 +65,18 @@ class AudioStem(nn.Module):
 
     def forward(self, vector: Tensor, amap: Tensor) -> Tensor:
         summary = self.vector(vector)[..., None, None]
-        heard = self.attention(self.map(amap) + summary)
-        return self.out(summary + self.scale * area_pool(heard, self.grid))
+        heard = self.attention(pixels_first(self.map(amap)) + summary)
+        return pixelwise(self.out, summary + self.scale * area_pool(heard, self.grid))
 
 # %% ../../nbs/models/20_sdavs.ipynb #ffee8b26
 class SNRP(nn.Module):
-    "Selective Noise-Resilient Processor (Eqs. 1-3): `listen` makes F'_a, `select` gates a visual map by it."
+    "Selective Noise-Resilient Processor (Eqs. 1-3): `conv` makes F'_a, `select` gates a visual map by it."
 
     def __init__(self, dim: int, cfs: bool = True, sfs: bool = True):
         super().__init__()
         self.conv, half = nn.Conv2d(dim, dim, 3, padding=1), dim // 2
         self.mlp = nn.Sequential(nn.Linear(dim, half), nn.ReLU(), nn.Linear(half, dim)) if cfs else None
         self.spatial = nn.Conv2d(dim, 1, 3, padding=1) if sfs else None
-
-    def listen(self, F_a: Tensor) -> Tensor:
-        "F_a [N,C,g,g] -> F'_a [N,C,g,g], to be upsampled where it is used (Eq. 1)."
-        return self.conv(F_a)
 
     def select(self, F_v: Tensor, F_a: Tensor, tap: Tap = untapped) -> Tensor:
         "F_v [N,C,h,w] times the channel and the spatial gate of F'_a [N,C,g,g] (Eqs. 1-3)."
@@ -78,28 +85,13 @@ class SNRP(nn.Module):
             gatec = torch.sigmoid(pooled + self.mlp(pooled))[:, :, None, None]
             F_v = tap('cfs', F_v * tap('gatec', gatec))
         if self.spatial is not None:  # spatial feature selector
-            F_v = F_v * tap('gates', torch.sigmoid(resize(self.spatial(F_a), F_v.shape[-2:])))
+            gates = resize(small_conv(F_a, self.spatial)[0], F_v.shape[-2:])
+            F_v = F_v * tap('gates', torch.sigmoid(gates))
         return tap('snrp', F_v)
 
-# %% ../../nbs/models/20_sdavs.ipynb #54421df0
-class DepthwiseConv3d(nn.Conv3d):
-    "Depthwise (kernel_t,3,3) convolution of [B,T,C,H,W]: `nn.Conv3d` with zero padding, frame by frame."
-
-    def __init__(self, dim: int, kernel_t: int = 3):
-        super().__init__(dim, dim, (kernel_t, 3, 3), padding=(kernel_t // 2, 1, 1), groups=dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        B, T, C = x.shape[:3]
-        reach, out = self.kernel_size[0] // 2, self.bias[:, None, None]
-        frames = F.pad(x, (0,) * 6 + (reach, reach)) if reach else x  # zero frames before and after
-        for k in range(self.kernel_size[0]):
-            y = F.conv2d(frames[:, k : k + T].flatten(0, 1), self.weight[:, :, k], padding=1, groups=C)
-            out = out + y.unflatten(0, (B, T))
-        return out
-
-# %% ../../nbs/models/20_sdavs.ipynb #73da2695
+# %% ../../nbs/models/20_sdavs.ipynb #9c4a5089
 class CAR(nn.Module):
-    "Channel-wise Adaptive Recalibration of [B,T,C,H,W] (Eq. 6)."
+    "The two maps of Channel-wise Adaptive Recalibration (Eq. 6)."
 
     def __init__(self, dim: int, ratio: int = 16):
         super().__init__()
@@ -107,45 +99,124 @@ class CAR(nn.Module):
         self.W1, self.W2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         nn.init.zeros_(self.W1.bias)  # a small input must not leave every ReLU shut
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.W2(F.relu(self.W1(x.mean((1, 3, 4))))))[:, None, :, None, None]
-
-# %% ../../nbs/models/20_sdavs.ipynb #426ef5eb
-def tokens_of(x: Tensor) -> Tensor:
-    "[B,T,C,H,W] -> [B,T*H*W,C]"
-    return rearrange(x, 'b t c h w -> b (t h w) c')
-
 
 class STC(nn.Module):
-    "Spatial-Temporal-Channel enhancer STC_x (Eq. 5), x of 'q', 'k', 'v': [B,T,C,g,g] to tokens [B,T*g*g,C]."
+    "What a Spatial-Temporal-Channel enhancer STC_x (Eq. 5) learns, x of 'q', 'k', 'v'; `enhance` runs it."
 
     def __init__(self, dim: int, x: str, se_ratio: int = 16):
         super().__init__()
-        self.conv, self.car = DepthwiseConv3d(dim, 3 if x == 'q' else 1), CAR(dim, se_ratio)
-        self.norm = nn.LayerNorm(dim, bias=x != 'k')
+        kernel = (3 if x == 'q' else 1, 3, 3)
+        self.conv = nn.Conv3d(dim, dim, kernel, padding=(kernel[0] // 2, 1, 1), groups=dim)
+        self.car, self.norm = CAR(dim, se_ratio), nn.LayerNorm(dim, bias=x != 'k')
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(tokens_of(self.car(self.conv(x))))
+# %% ../../nbs/models/20_sdavs.ipynb #7760323c
+def stacked(parts: Sequence[nn.Module], name: str) -> Tensor:
+    "A parameter of several modules, stacked; zeros for one that is None."
+    found = [getattr(m, name) for m in parts]
+    like = next(p for p in found if p is not None)
+    return torch.stack([torch.zeros_like(like) if p is None else p for p in found])
+
+
+def _moved(x: Tensor, frames: int) -> Tensor:
+    "[B,T,...] with every frame some places later (or earlier, if negative), and zeros where none comes."
+    if frames == 0:
+        return x
+    pad = x.new_zeros(len(x), abs(frames), *x.shape[2:])
+    return torch.cat([pad, x[:, :-frames]] if frames > 0 else [x[:, -frames:], pad], 1)
+
+
+def convolve(convs: Sequence[nn.Conv3d], maps: Sequence[Tensor]) -> Tensor:
+    "Depthwise (kernel_t,3,3) convolutions, longer kernels first, of a map [B,T,h,w,C] each: [B,T*h*w,n,C]."
+    B, C, taps = len(maps[0]), maps[0].shape[-1], []
+    longer = [c for c in convs if c.kernel_size[0] > 1]
+    for k in (0, 1, 2) if longer else ():
+        taps += [(c.weight[:, :, k], c.bias * (k == 1), _moved(x, 1 - k)) for c, x in zip(longer, maps)]
+    n = len(longer)
+    taps += [(c.weight[:, :, 0], c.bias, x) for c, x in zip(convs[n:], maps[n:])]
+    weights, biases, inputs = zip(*taps)
+    x = torch.cat(inputs, -1).flatten(0, 1).permute(0, 3, 1, 2)
+    y = F.conv2d(x, torch.cat(weights), torch.cat(biases), padding=1, groups=x.shape[1])
+    y = rows_of(y).unflatten(2, (-1, C)).unflatten(0, (B, -1)).flatten(1, 2)
+    return torch.cat([y[:, :, : 3 * n].unflatten(2, (3, n)).sum(2), y[:, :, 3 * n :]], 2) if n else y
+
+# %% ../../nbs/models/20_sdavs.ipynb #73da2695
+def _maps(x: Tensor, linears: Sequence[nn.Linear]) -> Tensor:
+    "A linear map of each of n tensors [n,N,i]: [n,N,o]."
+    return torch.baddbmm(stacked(linears, 'bias')[:, None], x, stacked(linears, 'weight').mT)
+
+
+def recalibrate(cars: Sequence[CAR], x: Tensor) -> Tensor:
+    "Channel-wise recalibration (Eq. 6) of tokens [B,S,n,C], a CAR for each of n."
+    mean = x.mean(1).transpose(0, 1)
+    hidden = F.relu(_maps(mean, [c.W1 for c in cars]))
+    return x * torch.sigmoid(_maps(hidden, [c.W2 for c in cars])).transpose(0, 1)[:, None]
+
+
+def enhance(stcs: Sequence[STC], maps: Sequence[Tensor]) -> Tensor:
+    """STC_x (Eq. 5) of maps [B,T,g,g,C], but for the norms' weights and biases: [B,T*g*g,n,C].
+
+    Those of queries come first."""
+    x = recalibrate([s.car for s in stcs], convolve([s.conv for s in stcs], maps))
+    return F.layer_norm(x, x.shape[-1:])
 
 # %% ../../nbs/models/20_sdavs.ipynb #c257e699
 class CrossAttention(nn.Module):
-    "One direction of Eq. 4: what [B,T,C,h,w] asks of [B,T,C,g,g], of the query's shape."
+    "What one direction of Eq. 4 learns; `exchange` runs it."
 
     def __init__(self, dim: int, heads: int = 8, se_ratio: int = 16, stc: bool = True):
         super().__init__()
         self.attn = Attention(dim, heads)
         self.attn.o.weight.data.mul_(0.1)  # the exchange starts small, so that the gates learn first
-        self.stc_q, self.stc_k, self.stc_v = (STC(dim, x, se_ratio) if stc else self.plain for x in 'qkv')
+        if stc:
+            self.stc_q, self.stc_k, self.stc_v = (STC(dim, x, se_ratio) for x in 'qkv')
 
-    @staticmethod
-    def plain(x: Tensor) -> Tensor:
-        "Tokens after a LayerNorm without parameters (detail 9)."
-        return F.layer_norm(tokens_of(x), x.shape[2:3])
+    @property
+    def stcs(self) -> tuple[STC, STC, STC] | None:
+        "Of queries, keys and values; None without STC."
+        return (self.stc_q, self.stc_k, self.stc_v) if hasattr(self, 'stc_q') else None
 
-    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
-        out = self.attn(self.stc_q(query), self.stc_k(memory), self.stc_v(memory))
-        t, h, w = query.shape[1], *query.shape[-2:]
-        return rearrange(out, 'b (t h w) c -> b t c h w', t=t, h=h, w=w)
+# %% ../../nbs/models/20_sdavs.ipynb #781ba01c
+def _projected(x: Tensor, linears: Sequence[nn.Linear], norms: Sequence[nn.LayerNorm] | None) -> Tensor:
+    "Normalised tokens [B,S,n,C], each of n through its norm's weight and bias and its linear map: [n,B,S,C]."
+    weight, bias = stacked(linears, 'weight'), stacked(linears, 'bias')[:, None]
+    if norms is not None:
+        bias = torch.baddbmm(bias, stacked(norms, 'bias')[:, None], weight.mT)
+        weight = weight * stacked(norms, 'weight')[:, None]
+    y = torch.baddbmm(bias, x.flatten(0, 1).transpose(0, 1), weight.mT)
+    return y.unflatten(1, x.shape[:2])
+
+
+def _tokens(
+    ways: Sequence[CrossAttention], queries: Sequence[Tensor], memories: Sequence[Tensor]
+) -> list[Tensor]:
+    "q, k, v [W,B,S,C] of W directions, their queries [B,T,h,w,C] and memories [B,T,g,g,C]."
+    attns, W = [w.attn for w in ways], len(ways)
+    asks, answers = [a.q for a in attns], [a.k for a in attns] + [a.v for a in attns]
+    if ways[0].stcs is not None:
+        stcs = [s for kind in zip(*(w.stcs for w in ways)) for s in kind]
+        x = enhance(stcs, [*queries, *memories, *memories])
+        return _projected(x, asks + answers, [s.norm for s in stcs]).split(W)
+    x, y = (torch.stack([z.flatten(1, 3) for z in maps], 2) for maps in (queries, memories))
+    x, y = (F.layer_norm(z, z.shape[-1:]) for z in (x, y))
+    return _projected(x, asks, None), *_projected(torch.cat([y, y], 2), answers, None).split(W)
+
+
+def exchange(
+    ways: Sequence[CrossAttention],
+    queries: Sequence[Tensor],  # [(B T),C,h,w] of each direction
+    memories: Sequence[Tensor],  # [(B T),C,g,g] of each direction
+    clips: int,  # B
+) -> list[Tensor]:
+    "Eq. 4: what each query finds in its memory, of its shape."
+    size, by_pixel = (
+        queries[0].shape[-2:],
+        [[x.permute(0, 2, 3, 1) for x in maps] for maps in (queries, memories)],
+    )
+    by_pixel = [[by_clip(x, clips) for x in maps] for maps in by_pixel]
+    q, k, v = (split_heads(x.flatten(0, 1), ways[0].attn.heads) for x in _tokens(ways, *by_pixel))
+    found = join_heads(F.scaled_dot_product_attention(q, k, v))
+    out = _maps(found.view(len(ways), -1, found.shape[-1]), [w.attn.o for w in ways])
+    return [map_of(x, size) for x in out.unflatten(1, (len(queries[0]), -1))]
 
 # %% ../../nbs/models/20_sdavs.ipynb #fe627e06
 def interact(kind: str, attended: Tensor, original: Tensor) -> Tensor:
@@ -153,11 +224,6 @@ def interact(kind: str, attended: Tensor, original: Tensor) -> Tensor:
     if kind == 'multiply':
         return attended * original
     return attended + original if kind == 'add' else attended
-
-
-def _on_grid(x: Tensor, size: tuple[int, int], clips: int, pooled: bool = False) -> Tensor:
-    "[(B T),C,h,w] to [B,T,C,*size] for the attention: pooled, or interpolated."
-    return by_clip(area_pool(x, size) if pooled else resize(x, size), clips)
 
 # %% ../../nbs/models/20_sdavs.ipynb #47362b34
 class DAMF(nn.Module):
@@ -171,19 +237,27 @@ class DAMF(nn.Module):
         self.a2v = CrossAttention(dim, **kw) if direction in ('both', 'a2v') else None
         self.v2a = CrossAttention(dim, **kw) if direction in ('both', 'v2a') else None
 
+    def found(self, F_v: Tensor, F_a: Tensor, clips: int) -> Mapping[str, Tensor]:
+        "What each direction finds (Eq. 4), by its name, at the resolution of its queries."
+        size = F_v.shape[-2:]
+        grid = tuple(min(s, self.tokens) for s in size)
+        v, a = area_pool(F_v, grid), resize(F_a, grid)
+        V, A = (v, a) if self.stc else (F_v, resize(F_a, size))  # STC reduces the queries too
+        asks = dict(a2v=(V, a), v2a=(A, v))  # visual queries, audio memory; and the other way round
+        ways = {name: getattr(self, name) for name in asks if getattr(self, name) is not None}
+        pairs = zip(*(asks[name] for name in ways))
+        return dict(zip(ways, exchange(list(ways.values()), *pairs, clips)))
+
     def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Tap = untapped) -> Tensor:
         "F'_v [(B T),C,h,w] and F'_a [(B T),C,g,g] -> F'_a->v + F'_v->a [(B T),C,h,w]."
-        size, out = tuple(F_v.shape[-2:]), 0
-        grid = tuple(min(s, self.tokens) for s in size)
-        asking = grid if self.stc else size  # STC reduces the queries too
-        if self.a2v is not None:  # visual queries, audio memory
-            x = self.a2v(_on_grid(F_v, asking, clips, pooled=True), _on_grid(F_a, grid, clips))
-            x = interact(self.interaction, x.flatten(0, 1), resize(F_a, asking))
-            out = out + tap('a2v', resize(x, size))
-        if self.v2a is not None:  # audio queries, visual memory
-            x = self.v2a(_on_grid(F_a, asking, clips), _on_grid(F_v, grid, clips, pooled=True))
-            out = out + tap('v2a', interact(self.interaction, resize(x.flatten(0, 1), size), F_v))
-        return out
+        size, found, out = F_v.shape[-2:], self.found(F_v, F_a, clips), []
+        if 'a2v' in found:
+            x = found['a2v']
+            x = interact(self.interaction, x, resize(F_a, x.shape[-2:]))
+            out.append(tap('a2v', resize(x, size)))
+        if 'v2a' in found:
+            out.append(tap('v2a', interact(self.interaction, resize(found['v2a'], size), F_v)))
+        return sum(out[1:], out[0])
 
 # %% ../../nbs/models/20_sdavs.ipynb #53cf7f34
 class SDAVSStage(nn.Module):
@@ -195,21 +269,26 @@ class SDAVSStage(nn.Module):
         self.visual = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), group_norm(dim))
         self.audio = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), group_norm(dim))
 
-    def fuse(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Tap) -> Tensor:
-        "Eqs. 1-7: the fused feature plus the visual one that it came from [(B T),C,h,w]."
-        heard = F_a if self.snrp is None else self.snrp.listen(F_a)  # F'_a
+    def hear(self, F_a: Tensor) -> tuple[Tensor, Tensor]:
+        "F'_a, or F_a itself without SNRP, and the audio stream's next value, both [(B T),C,g,g]."
+        conv, norm = self.audio
+        y, *heard = small_conv(F_a, conv, *(() if self.snrp is None else (self.snrp.conv,)))
+        return (heard[0] if heard else F_a), F_a + norm(y)
+
+    def fuse(self, F_v: Tensor, F_a: Tensor, heard: Tensor, clips: int, tap: Tap) -> Tensor:
+        "Eqs. 1-7 with F'_a `heard`: the fused feature plus the visual one that it came from [(B T),C,h,w]."
         pre, after = self.snrp is not None and self.pre, self.snrp is not None and not self.pre
         seen = self.snrp.select(F_v, heard, tap) if pre else F_v  # F'_v
-        audio = tap('audio', F_a if after else heard)
+        audio = pixels_first(tap('audio', F_a if after else heard))
         alone = self.damf is None
         fused = seen + resize(audio, F_v.shape[-2:]) if alone else self.damf(seen, audio, clips, tap)
         return tap('fused', self.snrp.select(fused + F_v, heard, tap) if after else fused + seen)
 
     def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Tap = untapped) -> tuple[Tensor, Tensor]:
         "Both streams, F_v [(B T),C,h,w] and F_a [(B T),C,g,g], for the next stage."
-        fused = self.fuse(tap('visual', F_v), F_a, clips, tap)
-        F_a = F_a + self.audio(F_a)
-        return tap('out', F.relu(self.visual(fused))), F_a
+        heard, then = self.hear(F_a)
+        fused = self.fuse(tap('visual', F_v), F_a, heard, clips, tap)
+        return tap('out', F.relu(self.visual(fused))), then
 
 # %% ../../nbs/models/20_sdavs.ipynb #fcee983e
 def stage_taps(stage: SDAVSStage) -> list[str]:
@@ -244,6 +323,18 @@ class SDAVSOptions:
     interaction: str = 'multiply'  # or 'add', 'straight'
     direction: str = 'both'  # or 'a2v', 'v2a'
 
+# %% ../../nbs/models/20_sdavs.ipynb #d73034a8
+def _level(lateral: nn.Sequential, x: Tensor) -> Tensor:
+    "A level of the encoder [N,C,h,w] through its 1x1 convolution and norm."
+    conv, norm = lateral
+    return norm(pixelwise(conv, pixels_first(x)))
+
+
+def _masks(mlp: nn.Sequential, fc: nn.Conv2d, x: Tensor) -> Tensor:
+    "The sum of the skip connections [N,E,h,w] to logits [N,K,h,w] (Eq. 9)."
+    first, conv, last = mlp
+    return pixelwise(fc, last(pixelwise(conv, first(x))))
+
 # %% ../../nbs/models/20_sdavs.ipynb #4a7119dc
 @register_model('sdavs')
 class SDAVS(AVSModel):
@@ -264,10 +355,9 @@ class SDAVS(AVSModel):
 
     def __init__(self, visual: nn.Module, audio: nn.Module, **given: Any):
         super().__init__(visual, audio, **given)
-        o, dim = self.options, self.options.dim
+        o, dim, has = self.options, self.options.dim, len(visual.channels)
         heads, narrow = o.heads or max(dim // 32, 1), o.head_dim or max(dim // 4, 32)
         self.stem = AudioStem(audio.dim, audio.map_channels, dim, o.audio_grid, heads)
-        has = len(visual.channels)
         check(1 <= o.levels <= has, f"levels is {o.levels}; the visual encoder has {has}.")
         self.levels, coarse_first = o.levels, list(visual.channels)[::-1][: o.levels]
         self.laterals = nn.ModuleList(
@@ -294,13 +384,15 @@ class SDAVS(AVSModel):
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or at the finest stage's resolution if None (Eqs. 8, 9)."
         B, finest = features.audio_vector.shape[0], features.visual[-len(self.stages)].shape[-2:]
-        F_v, seen, heard = None, 0, 0
+        F_v, seen, heard = None, [], []
         F_a = self.stem(features.audio_vector.flatten(0, 1), features.audio_map.flatten(0, 1))
         F_a = self.tap('stem', F_a, B)
         for j, (lateral, stage, skip) in enumerate(zip(self.laterals, self.stages, self.skips), 1):
-            level = lateral(features.visual[-j].flatten(0, 1))
+            level = _level(lateral, features.visual[-j].flatten(0, 1))
             F_v = level if F_v is None else level + resize(F_v, level.shape[-2:])
             F_v, F_a = stage(F_v, F_a, B, self.tapping(f'stage{j}.', B))
-            seen, heard = seen + resize(skip(F_v), finest), heard + skip(F_a)
-        logits = self.fc(self.mlp(self.tap('fus_out', seen + resize(heard, finest), B)))
+            seen.append(resize(pixelwise(skip, F_v), finest))
+            heard.append(F_a)
+        seen.append(resize(conv_sum(self.skips, heard), finest))
+        logits = _masks(self.mlp, self.fc, self.tap('fus_out', sum(seen[1:], seen[0]), B))
         return Output(by_clip(resize(logits, size), B))

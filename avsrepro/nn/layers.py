@@ -5,14 +5,21 @@
 # %% ../../nbs/nn/10_layers.ipynb #1746d032
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+
+import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..core.errors import check
 
 # %% auto #0
-__all__ = ['resize', 'area_pool', 'group_norm', 'conv_norm', 'feed_forward', 'split_heads', 'join_heads', 'Attention']
+__all__ = ['resize', 'area_pool', 'pixels_first', 'rows_of', 'map_of', 'pixelwise', 'conv_sum', 'small_conv', 'GroupNorm',
+           'group_norm', 'conv_norm', 'feed_forward', 'split_heads', 'join_heads', 'together', 'Attention']
 
 # %% ../../nbs/nn/10_layers.ipynb #1932f1c1
 def resize(x: Tensor, size: tuple[int, int] | None, aligned: bool = False) -> Tensor:
@@ -29,12 +36,101 @@ def area_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     "[N,C,h,w] to [N,C,H,W], average over the cells' areas; `x` itself if the size is right."
     return x if tuple(x.shape[-2:]) == tuple(size) else F.adaptive_avg_pool2d(x, size)
 
+# %% ../../nbs/nn/10_layers.ipynb #67580b7f
+def pixels_first(x: Tensor) -> Tensor:
+    "The same map [N,C,h,w], in CPU memory pixel by pixel (`torch.channels_last`)."
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == 'cpu' else x
+
+
+def rows_of(x: Tensor) -> Tensor:
+    "[N,C,h,w] -> [N,h*w,C]; a view of a map that lies pixel by pixel."
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def map_of(rows: Tensor, size: tuple[int, int]) -> Tensor:
+    "[N,h*w,C] -> [N,C,h,w], a view."
+    return rows.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
+
+# %% ../../nbs/nn/10_layers.ipynb #d38b5c57
+def pixelwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    "A convolution of 1 x 1 of a map [N,C,h,w], a linear map of its rows if these lie together."
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return conv(x)
+    return map_of(F.linear(rows_of(x), conv.weight.flatten(1), conv.bias), x.shape[-2:])
+
+
+def conv_sum(convs: Sequence[nn.Conv2d], maps: Sequence[Tensor]) -> Tensor:
+    "The sum of convolutions of 1 x 1, each of a map [N,C,h,w] of its own, as one product."
+    weight = torch.cat([c.weight for c in convs], 1).flatten(1)
+    rows = rows_of(torch.cat(list(maps), 1))
+    return map_of(F.linear(rows, weight, sum(c.bias for c in convs)), maps[0].shape[-2:])
+
+
+@lru_cache
+def _taps(h: int, w: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    "Which of 9 taps leads from each of P = h*w cells (second axis) to each (third): [9,P*P], ones and zeros."
+    taps = torch.zeros(3, 3, h, w, h, w, device=device, dtype=dtype)
+    for y, x, i, j in product(range(h), range(w), range(3), range(3)):
+        if 0 <= y + i - 1 < h and 0 <= x + j - 1 < w:
+            taps[i, j, y + i - 1, x + j - 1, y, x] = 1
+    return taps.view(9, -1)
+
+
+def small_conv(x: Tensor, *convs: nn.Conv2d) -> tuple[Tensor, ...]:
+    "Convolutions of 3 x 3, each of the same map [N,C,h,w]; on at most four cells they are one matrix."
+    (h, w), C = x.shape[-2:], x.shape[1]
+    if h * w > 4:
+        return tuple(conv(x) for conv in convs)
+    weight, bias = (torch.cat([getattr(c, name) for c in convs]) for name in ('weight', 'bias'))
+    matrix = (weight.flatten(2) @ _taps(h, w, x.device, weight.dtype)).view(-1, C, h * w, h * w)
+    matrix = rearrange(matrix, 'o c p q -> (c p) (o q)')
+    y = torch.addmm(bias.repeat_interleave(h * w), x.flatten(1), matrix).unflatten(1, (-1, h, w))
+    return y.split([c.out_channels for c in convs], 1)
+
+# %% ../../nbs/nn/10_layers.ipynb #7a668aa1
+class _NormalisedRows(torch.autograd.Function):
+    "GroupNorm of rows [N,P,C]."
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        n, _, C = x.shape
+        mean = x.mean(1).view(n, groups, -1).mean(2, keepdim=True)
+        centred = x - mean.expand(n, groups, C // groups).reshape(n, 1, C)
+        var = (centred * centred).mean(1).view(n, groups, -1).mean(2, keepdim=True)
+        r = (var + eps).rsqrt()
+        scale = (r * weight.view(groups, -1)).view(n, 1, C)
+        ctx.save_for_backward(centred, weight, r, scale)
+        return torch.addcmul(bias, centred, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        centred, weight, r, scale = ctx.saved_tensors
+        (n, P, C), w = centred.shape, weight.view(r.shape[1], -1)
+        sums = torch.stack([g.sum(1), (g * centred).sum(1)]).view(2, n, *w.shape)  # alone, with x
+        means = (sums * w).mean(3, keepdim=True) * (r / P)
+        constant = means[0].expand_as(sums[0]).reshape(n, 1, C)
+        slope = (means[1] * r * r).expand_as(sums[1]).reshape(n, 1, C)
+        dx = torch.addcmul(constant.neg(), g, scale).addcmul_(centred, slope, value=-1)
+        return dx, (sums[1] * r).sum(0).view(-1), sums[0].sum(0).view(-1), None, None
+
+# %% ../../nbs/nn/10_layers.ipynb #eded62d1
+class GroupNorm(nn.GroupNorm):
+    "`nn.GroupNorm`, quick also on a CPU for maps [N,C,h,w] that lie pixel by pixel."
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.device.type == 'cpu' and x.ndim == 4 and x.dtype == self.weight.dtype
+        if not rows or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x)
+        y = _NormalisedRows.apply(rows_of(x), self.weight, self.bias, self.num_groups, self.eps)
+        return map_of(y, x.shape[-2:])
+
 # %% ../../nbs/nn/10_layers.ipynb #7ee81ddf
-def group_norm(C: int, per_group: int | None = None) -> nn.GroupNorm:
+def group_norm(C: int, per_group: int | None = None) -> GroupNorm:
     "GroupNorm in groups of `per_group` channels; None: eight groups if each has four channels, else one."
     if per_group is not None:
-        return nn.GroupNorm(max(C // per_group, 1), C)
-    return nn.GroupNorm(8 if C % 8 == 0 and C >= 32 else 1, C)
+        return GroupNorm(max(C // per_group, 1), C)
+    return GroupNorm(8 if C % 8 == 0 and C >= 32 else 1, C)
 
 
 def conv_norm(i: int, o: int, kernel: int = 1, bias: bool = True) -> nn.Sequential:
@@ -57,6 +153,14 @@ def join_heads(x: Tensor) -> Tensor:
     return rearrange(x, 'n m s d -> n s (m d)')
 
 
+def together(x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
+    "What several linear maps of one width make of x, in one product."
+    weight = torch.cat([f.weight for f in maps])
+    biases = [weight.new_zeros(len(f.weight)) if f.bias is None else f.bias for f in maps]
+    bias = None if all(f.bias is None for f in maps) else torch.cat(biases)
+    return F.linear(x, weight, bias).chunk(len(maps), -1)
+
+
 class Attention(nn.Module):
     """Attn(q, k, v) of [N,S,C], [N,R,C], [N,R,C] to [N,S,C].
 
@@ -72,6 +176,14 @@ class Attention(nn.Module):
         "What the heads [N,M,S,d] found, joined and through o: [N,S,C]."
         return self.o(join_heads(x)) if self.project else join_heads(x)
 
+    def asked(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "q, k, v after their linear maps; one product for all three where they are the same tensor."
+        if q is k and k is v:
+            return together(q, self.q, self.k, self.v)
+        if k is v:
+            return self.q(q), *together(k, self.k, self.v)
+        return self.q(q), self.k(k), self.v(v)
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (split_heads(x, self.heads) for x in (self.q(q), self.k(k), self.v(v)))
+        q, k, v = (split_heads(x, self.heads) for x in self.asked(q, k, v))
         return self.out(F.scaled_dot_product_attention(q, k, v))

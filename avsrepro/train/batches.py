@@ -7,6 +7,7 @@ __all__ = ['SILENCE', 'Silenced', 'Batch', 'in_steps', 'Source', 'ahead', 'by_sh
            'predict']
 
 # %% ../../nbs/train/27_batches.ipynb #ea23e679
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,11 +53,13 @@ class Batch:
     inputs: tuple[Tensor, Tensor] | Features  # frames uint8 [B,T,3,H,W] and mel [B,T,C,96,64], or encoded
     target: Tensor  # uint8 [B,T,H,W]: 0 background, k class, 255 void
     supervised: Tensor  # bool [B,T]
+    labelled: Tensor | None = None  # bool [B,T]: frames with a labelled pixel; None: as the target says
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> 'Batch':
         x = self.inputs
         inputs = x.each(change) if isinstance(x, Features) else tuple(map(change, x))
-        return Batch(self.ids, inputs, change(self.target), change(self.supervised))
+        labelled = None if self.labelled is None else change(self.labelled)
+        return Batch(self.ids, inputs, change(self.target), change(self.supervised), labelled)
 
     def some(self, start: int, stop: int) -> 'Batch':
         "Clips `start` up to `stop`."
@@ -146,6 +149,7 @@ class FeatureSource(Source):
 
     def __init__(self, features: ClipFeatures, workers: int = 0):
         self.features, self.ids, self.workers = features, features.ids, workers
+        self.labelled: list[Tensor] | None = None  # of each clip, where targets are not the data set's own
 
     @staticmethod
     def of(
@@ -174,8 +178,7 @@ class FeatureSource(Source):
 
     def coarsest(self, levels: int) -> 'FeatureSource':
         "The same features with only the `levels` coarsest visual maps, for a decoder that reads no more."
-        coarse = replace(self.features, visual=self.features.visual[-levels:])
-        return FeatureSource(coarse, self.workers)
+        return FeatureSource(replace(self.features, visual=self.features.visual[-levels:]), self.workers)
 
     def steps(self, batch_size: int, order: Sequence[int]) -> list[list[int]]:
         """Clips of one length together, so that a step is one batch.
@@ -187,7 +190,14 @@ class FeatureSource(Source):
 
     def load(self, indices: Sequence[int]) -> list[Batch]:
         groups = self._by_length(indices)
-        return [Batch([self.ids[i] for i in g], *self.features.batch(g)) for g in groups]
+        flags = [self.labelled and torch.stack([self.labelled[i] for i in g]) for g in groups]
+        return [Batch([self.ids[i] for i in g], *self.features.batch(g), f) for g, f in zip(groups, flags)]
+
+    def with_targets(self, targets: list[Tensor], labelled: list[Tensor]) -> 'FeatureSource':
+        "The same clips with other targets [T,h,w]; `labelled` [T] frames have a labelled pixel in their own."
+        same = copy.copy(self)
+        same.features, same.labelled = replace(self.features, targets=targets), labelled
+        return same
 
     def _by_length(self, indices: Sequence[int]) -> list[list[int]]:
         groups = {}

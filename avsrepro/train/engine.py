@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.errors import check
 from ..core.seeding import rng, seed_everything, seed_of
@@ -29,8 +29,8 @@ from ..nn.initial import build_by_name
 from ..nn.recompute import recomputed
 from .averaging import WeightAverage
 from .batches import ClipSource, FeatureSource, Silenced, Source, predict
-from .optimising import rate_factor
-from .steps import THIS_PROCESS, Group, step_gradients
+from .optimising import clip_gradients, rate_factor
+from .steps import THIS_PROCESS, Group, hold_memory, step_gradients, with_loss_targets
 from .store import RunSpec, TrainConfig
 
 # %% ../../nbs/train/30_engine.ipynb #94b037fc
@@ -172,19 +172,22 @@ def train_epoch(
 ) -> dict[str, float]:
     "Train for one epoch; returns the mean of every loss term over the clips."
     order = _begin_epoch(model, source, config, seed, epoch)
+    source = with_loss_targets(source, model, config)
+    hold_memory()
     steps, sums = source.steps(config.batch_size, order), {}
     params = [p for g in optimizer.param_groups for p in g['params']]
     own = [group.own(step, config.micro_batch) for step in steps]
     for n, batches in enumerate(source.loaded(own)):
         done = (epoch - 1) * len(steps) + n
         _set_rate(optimizer, config.lr * rate_factor(done, config.epochs * len(steps), config))
-        optimizer.zero_grad(set_to_none=True)
+        for p in params:
+            p.grad = None
         draw = partial(rng, seed, 'window', epoch, n)
         with recomputed(model) if config.recompute else nullcontext():
             terms = step_gradients(model, batches, config, draw, ('noise', seed, epoch, n), group)
         group.join(params)
         if config.clip_grad:
-            nn.utils.clip_grad_norm_(params, config.clip_grad, foreach=True)
+            clip_gradients(params, config.clip_grad)
         optimizer.step()
         for name, value in terms.items():
             sums[name] = sums.get(name, 0) + value * (len(steps[n]) / len(order))
