@@ -17,8 +17,8 @@ from .deformable import DeformableAttention, Sizes
 from .layers import feed_forward, join_heads, resize, split_heads
 
 # %% auto #0
-__all__ = ['MIXERS', 'sine_position', 'level_codes', 'QueryLayer', 'QueryGenerator', 'AudioMixer', 'pixel_mlp', 'MaskHead',
-           'QueryMasks', 'xavier']
+__all__ = ['MIXERS', 'sine_position', 'level_codes', 'keep_factors', 'Dropout', 'attend', 'query_ffn', 'QueryLayer',
+           'QueryGenerator', 'AudioMixer', 'pixel_mlp', 'MaskHead', 'QueryMasks', 'xavier']
 
 # %% ../../nbs/nn/15_queries.ipynb #4fc162b6
 def sine_position(sizes: Sizes, dim: int, like: Tensor) -> Tensor:
@@ -42,6 +42,46 @@ def level_codes(codes: Tensor, sizes: Sizes) -> Tensor:
     "One code [L,C] for each level to one for each of its pixels [S,C]."
     return torch.cat([repeat(code, 'c -> s c', s=h * w) for code, (h, w) in zip(codes, sizes)])
 
+# %% ../../nbs/nn/15_queries.ipynb #f97242ea
+def keep_factors(x: Tensor, p: float) -> Tensor:
+    "For each value of x 0, with probability p to within 2^-17, or else 1 / (1 - p): x times it is dropout."
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    lost = min(round(p * 2**16), 2**16 - 1)
+    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= lost - 2**15
+    return kept.to(x.dtype).mul_(1 / (1 - lost / 2**16))
+
+
+class Dropout(nn.Dropout):
+    "`nn.Dropout`, faster on a processor; p = 1 is PyTorch's."
+
+    def forward(self, x: Tensor) -> Tensor:
+        fast = self.training and 0 < self.p < 1 and x.device.type == 'cpu'
+        return x * keep_factors(x, self.p) if fast else super().forward(x)
+
+# %% ../../nbs/nn/15_queries.ipynb #2af27bd4
+def attend(attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    "`attn(q, k, v, need_weights=False)[0]` of queries [N,Q,C] and keys and values [N,S,C]."
+    W, b, heads = attn.in_proj_weight, attn.in_proj_bias, attn.num_heads
+    if q is k is v:
+        q, k, v = F.linear(q, W, b).chunk(3, -1)
+    else:
+        biases = [None] * 3 if b is None else b.chunk(3)
+        q, k, v = (F.linear(x, *wb) for x, *wb in zip((q, k, v), W.chunk(3), biases))
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))
+    p = attn.dropout if attn.training else 0.0
+    if 0 < p < 1 and q.device.type == 'cpu':
+        A = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+        y = A * keep_factors(A, p) @ v
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
+    return attn.out_proj(join_heads(y))
+
+
+def query_ffn(dim: int, hidden: int, dropout: float) -> nn.Sequential:
+    "`feed_forward` with the dropout above."
+    first, activation, _, last = feed_forward(dim, hidden, dropout)
+    return nn.Sequential(first, activation, Dropout(dropout), last)
+
 # %% ../../nbs/nn/15_queries.ipynb #6f2cf03f
 class QueryLayer(nn.Module):
     "Queries [N,Q,C] that attend to each other and to keys and values [N,S,C]; post-norm."
@@ -51,12 +91,12 @@ class QueryLayer(nn.Module):
         options = dict(dropout=dropout, bias=bias, batch_first=True)
         self.self_attn = nn.MultiheadAttention(dim, heads, **options)
         self.cross_attn = nn.MultiheadAttention(dim, heads, **options)
-        self.ffn = feed_forward(dim, hidden, dropout)
-        self.norms, self.dropout = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3)), nn.Dropout(dropout)
+        self.ffn = query_ffn(dim, hidden, dropout)
+        self.norms, self.dropout = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3)), Dropout(dropout)
 
     def forward(self, q: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q = self.norms[0](q + self.dropout(self.self_attn(q, q, q, need_weights=False)[0]))
-        q = self.norms[1](q + self.dropout(self.cross_attn(q, key, value, need_weights=False)[0]))
+        q = self.norms[0](q + self.dropout(attend(self.self_attn, q, q, q)))
+        q = self.norms[1](q + self.dropout(attend(self.cross_attn, q, key, value)))
         return self.norms[2](q + self.dropout(self.ffn(q)))
 
 # %% ../../nbs/nn/15_queries.ipynb #3b44ffaf
