@@ -18,7 +18,8 @@ from .layers import feed_forward, join_heads, resize, split_heads
 
 # %% auto #0
 __all__ = ['MIXERS', 'sine_position', 'level_codes', 'keep_factors', 'Dropout', 'attend', 'query_ffn', 'QueryLayer',
-           'QueryGenerator', 'AudioMixer', 'pixel_mlp', 'MaskHead', 'QueryMasks', 'xavier']
+           'QueryGenerator', 'AudioMixer', 'channels_together', 'pixel_mlp', 'MaskHead', 'products', 'QueryMasks',
+           'xavier']
 
 # %% ../../nbs/nn/15_queries.ipynb #4fc162b6
 def sine_position(sizes: Sizes, dim: int, like: Tensor) -> Tensor:
@@ -140,10 +141,27 @@ class AudioMixer(nn.Module):
         w = self.project(join_heads(F.scaled_dot_product_attention(q, k, v))[:, 0])[..., None, None]
         return x + x * w if self.form == 'channels' else x * w.sigmoid()
 
+# %% ../../nbs/nn/15_queries.ipynb #4028a5ba
+def channels_together(x: Tensor) -> bool:
+    "Whether the channels of each pixel of x [N,C,h,w] lie side by side in memory, pixel after pixel."
+    return x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last)
+
 # %% ../../nbs/nn/15_queries.ipynb #75f5917d
+class _ByPixel(nn.Sequential):
+    "1x1 convolutions and functions of one value; where channels lie together, as the products that they are."
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not channels_together(x):
+            return super().forward(x)
+        h, x = x.shape[2], rearrange(x, 'n c h w -> n (h w) c')
+        for m in self:
+            x = F.linear(x, m.weight[..., 0, 0], m.bias) if isinstance(m, nn.Conv2d) else m(x)
+        return rearrange(x, 'n (h w) c -> n c h w', h=h)
+
+
 def pixel_mlp(queries: int, hidden: int, dim: int) -> nn.Sequential:
     "queries -> hidden -> hidden -> dim for each pixel, with ReLU between: [N,Q,h,w] to [N,C,h,w]."
-    return nn.Sequential(
+    return _ByPixel(
         nn.Conv2d(queries, hidden, 1),
         nn.ReLU(),
         nn.Conv2d(hidden, hidden, 1),
@@ -166,6 +184,14 @@ class MaskHead(nn.Module):
         return self.out(F.relu(self.narrow(resize(self.wide(x), size))))
 
 # %% ../../nbs/nn/15_queries.ipynb #1d46e449
+def products(q: Tensor, x: Tensor) -> Tensor:
+    "Of queries [N,Q,C] and the pixels of x [N,C,h,w]: [N,Q,h,w], with x's order in memory."
+    if not channels_together(x):
+        return torch.einsum('nqc,nchw->nqhw', q, x)
+    y = rearrange(x, 'n c h w -> n (h w) c') @ q.mT
+    return rearrange(y, 'n (h w) q -> n q h w', h=x.shape[2])
+
+
 class QueryMasks:
     "From queries to a mask; a mixin for a module with the parts `mixer`, `mlp` and `head`."
 
@@ -180,7 +206,7 @@ class QueryMasks:
         "Logits [N,K,H,W] and the mixed mask feature [N,C,h,w]."
         mixed = tap('mixed', self.mixer(tap('mask_feature', feature), audio))
         del feature  # a map as large as `mixed`, let go before the head
-        by_query = tap('query_maps', torch.einsum('nqc,nchw->nqhw', tap('decoded', q), mixed))
+        by_query = tap('query_maps', products(tap('decoded', q), mixed))
         return self.head(tap('fus_out', mixed + self.mlp(by_query)), size), mixed
 
 # %% ../../nbs/nn/15_queries.ipynb #5e1d6a11
