@@ -78,33 +78,34 @@ def _small(value: Tensor, queries: int) -> bool:
     return value.device.type == 'cpu' and queries * value.shape[1] <= _CELLS
 
 
+def _extent(like: Tensor, sizes: Sizes) -> Tensor:
+    "Widths and heights of the levels, [2,L,1,1]."
+    return like.new_tensor([[w for _, w in sizes], [h for h, _ in sizes]])[:, :, None, None]
+
+
 def _corners(at: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
     """The four pixels around places `at` [2,L,P,R], (x, y) in 0 to 1.
 
     Their numbers among all pixels [2,2,L,P,R] (lower and upper y, then x), and by end (lower, upper) and axis
     [2,2,L,P,R] the bilinear shares and whether there is a pixel, 0 or 1."""
-    extent = at.new_tensor([[w for _, w in sizes], [h for h, _ in sizes]])[:, :, None, None]
+    extent, pixels = _extent(at, sizes), sum(h * w for h, w in sizes)
     pixel = at.mul(2).sub_(1).add_(1).mul_(extent / 2).sub_(0.5)  # as `grid_sample` rounds
     low = pixel.floor()
     f, ends = pixel.sub_(low), torch.stack([low, low + 1])
     there = ((ends >= 0) & (ends < extent)).to(at.dtype)
     shares = torch.stack([1 - f, f]).mul_(there)
-    cell = ends.long().clamp_(min=0).minimum((extent - 1).long())
-    first = torch.tensor([0, *(h * w for h, w in sizes)][:-1]).cumsum(0)[:, None, None]
-    rows = cell[:, 1].mul_(extent[0].long()).add_(first)
-    return rows[:, None] + cell[None, :, 0], shares, there
+    cell = ends.clamp_(min=0).minimum(extent - 1)
+    first = at.new_tensor([0, *(h * w for h, w in sizes)][:-1]).cumsum(0)[:, None, None]
+    rows = cell[:, 1].mul_(extent[0]).add_(first)  # exact, for a matrix has few of them
+    number = (rows[:, None] + cell[None, :, 0]).long()
+    return number.clamp_(0, pixels - 1), shares, there  # what is not a number is no pixel's
 
 # %% ../../nbs/nn/40_deformable.ipynb #3ed2ffc7
-def _by_head(t: Tensor, heads: int) -> Tensor:
-    "[2,2,L,P,(H Q)] to [H,Q,(2 2 L P)]."
-    return t.flatten(0, 3).T.contiguous().unflatten(0, (heads, -1))
-
-
 def _place_gradient(gw: Tensor, shares: Tensor, there: Tensor, sizes: Sizes) -> Tensor:
     "Gradient of the places [2,L,P,R] from that of the corners' shares [2,2,L,P,R]."
     gx, gy = (gw * shares[:, None, 1]).sum(0), (gw * shares[None, :, 0]).sum(1)
     pixel = torch.stack([g[1] * t[1] - g[0] * t[0] for g, t in zip((gx, gy), there.unbind(1))])
-    return pixel.mul_(gw.new_tensor([[w for _, w in sizes], [h for h, _ in sizes]])[:, :, None, None])
+    return pixel.mul_(_extent(pixel, sizes))
 
 
 class _ByMatrix(torch.autograd.Function):
@@ -117,10 +118,12 @@ class _ByMatrix(torch.autograd.Function):
         A = rearrange(weights, 'n q m l p -> l p (n m q)').contiguous()
         number, shares, there = _corners(at, sizes)
         near = shares[:, None, 1] * shares[None, :, 0]
-        index, w = _by_head(number, len(v)), _by_head(near * A, len(v))
+        index, w = (t.view(-1, *v.shape[:1], weights.shape[1]) for t in (number, near * A))
         ctx.save_for_backward(v, A, shares, there, near, index, w)
-        ctx.sizes, ctx.shape = sizes, weights.shape
-        seen = [F.embedding_bag(*iv, mode='sum', per_sample_weights=x) for *iv, x in zip(index, v, w)]
+        ctx.sizes, ctx.shape, seen = sizes, weights.shape, []
+        for i, v_k, w_k in zip(index.unbind(1), v, w.unbind(1)):
+            w_k = w_k.T.contiguous()
+            seen.append(F.embedding_bag(i.T.contiguous(), v_k, mode='sum', per_sample_weights=w_k))
         return rearrange(torch.stack(seen), '(n m) q d -> n q (m d)', n=len(value))
 
     @staticmethod
@@ -129,11 +132,12 @@ class _ByMatrix(torch.autograd.Function):
         v, A, shares, there, near, index, w = ctx.saved_tensors
         n, q, m = ctx.shape[:3]
         g = rearrange(g, 'n q (m d) -> (n m) q d', m=m).contiguous()
-        gv, gw, matrix = torch.empty_like(v), torch.empty_like(w), g.new_empty(q, v.shape[1])
-        for k, (i, w_k, g_k) in enumerate(zip(index, w, g)):
-            torch.mm(matrix.zero_().scatter_add_(1, i, w_k).T, g_k, out=gv[k])
-            torch.gather(torch.mm(g_k, v[k].T, out=matrix), 1, i, out=gw[k])
-        gw = gw.flatten(0, 1).T.contiguous().view_as(near)
+        gv, gw, matrix = torch.empty_like(v), torch.empty_like(w), g.new_empty(v.shape[1], q)
+        given = *(t.unbind(1) for t in (index, w)), v, g, gv, gw.unbind(1)
+        for i, w_k, v_k, g_k, gv_k, gw_k in zip(*given):
+            torch.mm(matrix.zero_().scatter_add_(0, i, w_k), g_k, out=gv_k)
+            gw_k.copy_(torch.mm(v_k, g_k.T, out=matrix).gather(0, i))
+        gw = gw.view_as(near)
         gA = (gw * near).sum((0, 1))
         at = _place_gradient(gw.mul_(A), shares, there, ctx.sizes)
         gv = rearrange(gv, '(n m) s d -> n s m d', n=n)
