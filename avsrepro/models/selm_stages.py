@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -16,12 +16,13 @@ from torch.nn import functional as F
 
 from .base import Tap, untapped
 from ..nn.layers import group_norm, join_heads
-from ..nn.ssm import Mamba
+from ..nn.ssm import Mamba, alike, mambas
 
 # %% auto #0
 __all__ = ['GATES', 'Pointwise', 'branch', 'ProductAlign', 'over_places', 'attended', 'MapAttends', 'TokenAttends', 'AddAlign',
            'ConcatAlign', 'alignment', 'DAM', 'GatedMLP', 'Recurrent', 'CausalAttention', 'mamba_parameters',
-           'substitute_parameters', 'sequence_net', 'SequenceBlock', 'select', 'slipped', 'stack', 'BCSM', 'SelMStage']
+           'substitute_parameters', 'sequence_net', 'SequenceBlock', 'select', 'slipped', 'stack', 'Asked', 'answered',
+           'BCSM', 'SelMStage']
 
 # %% ../../nbs/models/46_selm_stages.ipynb #7aab369a
 class Pointwise(nn.Conv1d):
@@ -254,6 +255,52 @@ def stack(dim: int, blocks: int, **block: Any) -> nn.Sequential:
     "Blocks of `SequenceBlock` and a linear map: [B,T,C] to [B,T,C]."
     return nn.Sequential(*(SequenceBlock(dim, **block) for _ in range(blocks)), nn.Linear(dim, dim))
 
+# %% ../../nbs/models/46_selm_stages.ipynb #256ce1cc
+class Asked(NamedTuple):
+    "What a stack, if there is one, is asked, and how its answer is read."
+
+    stack: nn.Sequential | None
+    x: Tensor | None  # [B,L,C]
+    shape: torch.Size | None  # of the answer
+    slip: bool
+
+
+def _joint(a: Asked, others: Sequence[Asked]) -> bool:
+    "Whether a stack can take its steps with others: Mamba's blocks, and nobody replaced or watches a part."
+    nets = [b.net for b in a.stack[:-1]]
+    same = a.x.shape == others[0].x.shape and len(a.stack) == len(others[0].stack)
+    watched = any('forward' in m.__dict__ or m._forward_hooks or m._forward_pre_hooks for m in a.stack.modules())
+    normal = a.stack[0].normalised == others[0].stack[0].normalised
+    return same and normal and not watched and all(isinstance(f, Mamba) for f in nets)
+
+
+def _at_once(asked: Sequence[Asked]) -> Tensor:
+    "The answers [G,B,L,C] of G stacks that are `_joint`."
+    x = torch.stack([a.x for a in asked])
+    *layers, last = zip(*(a.stack for a in asked))
+    for blocks in layers:
+        weight, bias = (torch.stack([getattr(b.norm, k) for b in blocks]) for k in ('weight', 'bias'))
+        n = F.layer_norm(x, x.shape[-1:], eps=blocks[0].norm.eps)
+        n = torch.addcmul(bias[:, None, None], n, weight[:, None, None])
+        x = (n if blocks[0].normalised else x) + mambas([b.net for b in blocks], n)
+    weight, bias = (torch.stack([getattr(f, k) for f in last]) for k in ('weight', 'bias'))
+    return torch.baddbmm(bias[:, None], x.flatten(1, 2), weight.mT).view_as(x)
+
+
+def answered(asked: Sequence[Asked]) -> list[Tensor | None]:
+    "What every stack answers, in the order asked; None where there is no stack."
+    there = [a for a in asked if a.stack is not None]
+    joint = [a for a in there if _joint(a, there)]
+    layers, made = list(zip(*(a.stack[:-1] for a in joint))), {}
+    if len(joint) > 1 and all(alike([b.net for b in blocks], joint[0].x) for blocks in layers):
+        made = dict(zip(map(id, joint), _at_once(joint)))
+    found = []
+    for a in asked:
+        g = None if a.stack is None else made[id(a)] if id(a) in made else a.stack(a.x)
+        g = None if g is None else g.reshape(a.shape)
+        found.append(slipped(g) if a.slip and g is not None else g)
+    return found
+
 # %% ../../nbs/models/46_selm_stages.ipynb #a22317eb
 class BCSM(nn.Module):
     """Bidirectional Conditioned Selective Mechanism of one stage (section 4.3; Table 7).
@@ -274,20 +321,25 @@ class BCSM(nn.Module):
         self.v2a = stack(dim, blocks, **block) if direction in ('both', 'v2a') else None
         self.enter = nn.Linear(dim, dim) if self.v2a is not None else None
 
+    def ask_sound(self, t: Tensor, joined: bool = False) -> Asked:
+        "Audio tokens [B,T,C], which make weights for the map [B,T,C]; `joined`: all clips are one sequence."
+        x = rearrange(t, 'b t c -> 1 (b t) c') if joined else t
+        return Asked(self.a2v, x, t.shape, self.slip[0] and not joined)
+
+    def ask_picture(self, x: Tensor) -> Asked:
+        "Maps [B,T,C,h,w], which make weights for the sound [B,T,C]."
+        if self.v2a is None:
+            return Asked(None, None, None, False)
+        t = self.enter(x.mean((-2, -1)))
+        return Asked(self.v2a, t, t.shape, self.slip[1])
+
     def of_sound(self, t: Tensor, joined: bool = False) -> Tensor | None:
-        "Audio tokens [B,T,C] to weights for the map [B,T,C]; `joined`: all clips are one sequence."
-        if self.a2v is None:
-            return None
-        if joined:
-            return self.a2v(rearrange(t, 'b t c -> 1 (b t) c')).view_as(t)
-        return slipped(self.a2v(t)) if self.slip[0] else self.a2v(t)
+        "The weights for the map, if the sound makes some."
+        return answered([self.ask_sound(t, joined)])[0]
 
     def of_picture(self, x: Tensor) -> Tensor | None:
-        "Maps [B,T,C,h,w] to weights for the sound [B,T,C]."
-        if self.v2a is None:
-            return None
-        g = self.v2a(self.enter(x.mean((-2, -1))))
-        return slipped(g) if self.slip[1] else g
+        "The weights for the sound, if the picture makes some."
+        return answered([self.ask_picture(x)])[0]
 
 # %% ../../nbs/models/46_selm_stages.ipynb #fdb78812
 class SelMStage(nn.Module):
