@@ -342,12 +342,24 @@ class BCSM(nn.Module):
         return answered([self.ask_picture(x)])[0]
 
 # %% ../../nbs/models/46_selm_stages.ipynb #fdb78812
+class _ToTokens(nn.Sequential):
+    "`Pointwise` and a norm of a map [N,i,h,w] to [N,o,h,w]; on a processor each pixel's channels lie together."
+
+    def forward(self, m: Tensor) -> Tensor:
+        linear, norm = self
+        if m.device.type != 'cpu':
+            return norm(linear(m.flatten(2)).unflatten(2, m.shape[-2:]))
+        W = linear.weight[..., 0].T.expand(len(m), -1, -1)
+        y = torch.baddbmm(linear.bias, m.flatten(2).mT, W)
+        return norm(rearrange(y, 'n (h w) c -> n c h w', h=m.shape[2]))
+
+
 class SelMStage(nn.Module):
     "One stage: DAM at the trunk's width, the map to `dim` channels, BCSM."
 
     def __init__(self, channels: int, dam: DAM, bcsm: BCSM, dim: int):
         super().__init__()
-        self.input = nn.Sequential(Pointwise(channels, dim), group_norm(dim, 8))
+        self.input = _ToTokens(Pointwise(channels, dim), group_norm(dim, 8))
         self.dam, self.bcsm = dam, bcsm
 
     def align(self, m: Tensor, t: Tensor, tap: Tap = untapped) -> tuple[Tensor, Tensor]:
@@ -357,4 +369,4 @@ class SelMStage(nn.Module):
 
     def project(self, m: Tensor, tap: Tap = untapped) -> Tensor:
         "An aligned map [N,C_i,h,w] to [N,C,h,w]."
-        return tap('projected', self.input(m.flatten(2)).unflatten(2, m.shape[-2:]))
+        return tap('projected', self.input(m))
