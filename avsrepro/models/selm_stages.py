@@ -269,7 +269,8 @@ def _joint(a: Asked, others: Sequence[Asked]) -> bool:
     "Whether a stack can take its steps with others: Mamba's blocks, and nobody replaced or watches a part."
     nets = [b.net for b in a.stack[:-1]]
     same = a.x.shape == others[0].x.shape and len(a.stack) == len(others[0].stack)
-    watched = any('forward' in m.__dict__ or m._forward_hooks or m._forward_pre_hooks for m in a.stack.modules())
+    parts = [a.stack, *a.stack, *nets]
+    watched = any('forward' in m.__dict__ or m._forward_hooks or m._forward_pre_hooks for m in parts)
     normal = a.stack[0].normalised == others[0].stack[0].normalised
     return same and normal and not watched and all(isinstance(f, Mamba) for f in nets)
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
 from itertools import product
+from operator import attrgetter
 
 import torch
 from einops import rearrange, repeat
@@ -438,7 +439,7 @@ class _SmallScans(torch.autograd.Function):
 # %% ../../nbs/nn/50_ssm.ipynb #8c1c529a
 def _stacked(blocks: Sequence[nn.Module], name: str) -> Tensor:
     "A parameter of every block, [G,...]."
-    return torch.stack([b.get_parameter(name) for b in blocks])
+    return torch.stack(list(map(attrgetter(name), blocks)))
 
 
 def _lately(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
