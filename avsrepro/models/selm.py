@@ -17,7 +17,16 @@ from torch.nn import functional as F
 from ..core.errors import check
 from .base import AVSModel, Output, any_class, by_clip, check_inputs, register_model
 from .selm_clever import CLEVER, AVLayer, SingleLevel
-from .selm_stages import BCSM, DAM, GATES, MapAttends, SelMStage, TokenAttends, answered, select
+from avsrepro.models.selm_stages import (
+    BCSM,
+    DAM,
+    GATES,
+    MapAttends,
+    SelMStage,
+    TokenAttends,
+    answered,
+    select,
+)
 from ..nn.features import Features
 from ..nn.layers import resize
 from ..nn.losses import dice_loss

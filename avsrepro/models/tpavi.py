@@ -5,6 +5,7 @@
 # %% ../../nbs/models/30_tpavi.ipynb #5c8a271e
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
@@ -38,7 +39,7 @@ def dilated(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 # %% ../../nbs/models/30_tpavi.ipynb #6afdf717
 class _WideTaps(torch.autograd.Function):
-    "`F.conv2d(x, W, b, padding=d, dilation=d)` of 3x3 taps; the gradient of W by the rectangles that they meet."
+    "`F.conv2d(x, W, b, padding=d, dilation=d)` of 3x3 taps; W's gradient by the rectangles that they meet."
 
     @staticmethod
     def forward(ctx, x, W, b, d):
@@ -207,7 +208,7 @@ def matching(visual: Tensor, audio: Tensor, mask: Tensor) -> Tensor:
     visual [N,C,h,w], audio [N,C], mask [N,h,w] in 0-1.
     """
     visual, audio = (x if x.dtype == torch.double else x.float() for x in (visual, audio))
-    seen = torch.einsum('nchw,nhw->nc', visual, mask.to(visual.dtype)) / mask[0].numel()
+    seen = torch.einsum('nchw,nhw->nc', visual, mask.to(visual.dtype)) / math.prod(mask.shape[1:])
     return F.kl_div(seen.log_softmax(-1), audio.log_softmax(-1), reduction='none', log_target=True).sum(-1)
 
 # %% ../../nbs/models/30_tpavi.ipynb #68996930
