@@ -14,7 +14,16 @@ from avsrepro.models.tpavi import ASPP, ResidualUnit, matching
 from avsrepro.nn import deformable, ssm
 from avsrepro.nn.deformable import deformable_sample
 from avsrepro.nn.features import Features
-from avsrepro.nn.queries import Dropout, QueryLayer, attend, keep_factors, pixel_mlp, products
+from avsrepro.nn.queries import (
+    MIXERS,
+    AudioMixer,
+    Dropout,
+    QueryLayer,
+    attend,
+    keep_factors,
+    pixel_mlp,
+    products,
+)
 from avsrepro.nn.recompute import recomputed
 
 NEAR = dict(atol=1e-10, rtol=1e-10)
@@ -94,10 +103,10 @@ def test_what_is_not_a_number_stays_outside_of_memory():
 
 
 @pytest.mark.parametrize('bias', [True, False])
-@pytest.mark.parametrize('S', [1, 6])
+@pytest.mark.parametrize('S', [1, 6, 20])  # of the last, no keys and values are made
 def test_query_layer(bias, S):
     layer = QueryLayer(8, 2, 16, 0.0, bias).double()
-    q, key, value = randn(3, 5, 8), randn(3, S, 8), randn(3, S, 8)
+    q, memory = randn(3, 3, 8), randn(3, S, 8)
 
     def attention(attn, q, k, v):
         W, b = (
@@ -113,10 +122,10 @@ def test_query_layer(bias, S):
         return y if attn.out_proj.bias is None else y + attn.out_proj.bias
 
     y = layer.norms[0](q + attention(layer.self_attn, q, q, q))
-    y = layer.norms[1](y + attention(layer.cross_attn, y, key, value))
+    y = layer.norms[1](y + attention(layer.cross_attn, y, memory, memory))
     first, last = layer.ffn[0], layer.ffn[3]
     y = layer.norms[2](y + last(F.gelu(first(y))))
-    assert_equal(layer(q, key, value), y, leaves_of(q, key, value, layer))
+    assert_equal(layer(q, memory, memory), y, leaves_of(q, memory, layer))
 
 
 @pytest.mark.parametrize('p', [0.1, 0.5])
@@ -146,6 +155,24 @@ def test_dropout_of_weights():
     )
     whole = attend(layer.eval().cross_attn, q, m, m)
     assert many.std(0).min() > 0.01 and (many.mean(0) - whole[0]).abs().max() < 0.03
+
+
+@pytest.mark.parametrize('form', MIXERS)
+@pytest.mark.parametrize('size', [(4, 5), (1, 1)])
+def test_mixer(form, size):
+    mixer, x, audio = AudioMixer(8, 2, form).double(), randn(3, 8, *size), randn(3, 8)
+    pixels, out = x.flatten(2).mT, []
+    q, k = audio @ mixer.q.weight.T, pixels @ mixer.k.weight.T
+    for m in (slice(0, 4), slice(4, 8)):
+        A = (torch.einsum('nd,npd->np', q[:, m], k[..., m]) / 2).softmax(-1)
+        v = None if form == 'pixels' else (pixels @ mixer.v.weight.T)[..., m]
+        out.append(A[:, None].expand(-1, 4, -1) if v is None else torch.einsum('np,npd->nd', A, v))
+    if form == 'pixels':
+        y = x + x * torch.cat(out, 1).view_as(x)
+    else:
+        w = mixer.project(torch.cat(out, 1))[..., None, None]
+        y = x + x * w if form == 'channels' else x * w.sigmoid()
+    assert_equal(mixer(x, audio), y, leaves_of(x, audio, mixer))
 
 
 def test_masks_of_queries_in_both_orders_of_memory():

@@ -344,7 +344,7 @@ class BCSM(nn.Module):
 
 # %% ../../nbs/models/46_selm_stages.ipynb #fdb78812
 class _ToTokens(nn.Sequential):
-    "`Pointwise` and a norm of a map [N,i,h,w] to [N,o,h,w]; on a processor each pixel's channels lie together."
+    "`Pointwise` and a norm of a map [N,i,h,w]: [N,o,h,w]; a processor's with channels side by side."
 
     def forward(self, m: Tensor) -> Tensor:
         linear, norm = self

@@ -17,7 +17,7 @@ from .deformable import DeformableAttention, Sizes
 from .layers import feed_forward, join_heads, resize, split_heads
 
 # %% auto #0
-__all__ = ['MIXERS', 'sine_position', 'level_codes', 'keep_factors', 'Dropout', 'attend', 'query_ffn', 'QueryLayer',
+__all__ = ['MIXERS', 'sine_position', 'level_codes', 'keep_factors', 'Dropout', 'attend_few', 'attend', 'query_ffn', 'QueryLayer',
            'QueryGenerator', 'AudioMixer', 'channels_together', 'pixel_mlp', 'MaskHead', 'products', 'QueryMasks',
            'xavier']
 
@@ -59,17 +59,47 @@ class Dropout(nn.Dropout):
         fast = self.training and 0 < self.p < 1 and x.device.type == 'cpu'
         return x * keep_factors(x, self.p) if fast else super().forward(x)
 
+# %% ../../nbs/nn/15_queries.ipynb #99b01aba
+def _few(asked: Tensor, tokens: Tensor) -> bool:
+    "Whether what is asked [N,M,Q,d] is less than tokens [N,S,C] and their channels, in training."
+    return torch.is_grad_enabled() and asked.shape[1] * asked.shape[2] < min(tokens.shape[1:])
+
+
+def attend_few(
+    q: Tensor,  # [N,M,Q,d], divided by the root of d
+    W_k: Tensor,  # [(M d),C]
+    W_v: Tensor,
+    b_v: Tensor | None,
+    y: Tensor,  # [N,S,C]
+    dropout: float = 0.0,
+) -> Tensor:  # [N,M,Q,d]
+    "Attention of M heads to tokens y, of which no keys and values are made."
+    heads, Q, d = q.shape[1:]
+    S = (q @ W_k.unflatten(0, (heads, d))).flatten(1, 2) @ y.mT
+    A = S.softmax(-1)
+    A = A * keep_factors(A, dropout) if dropout else A
+    seen = (A @ y).unflatten(1, (heads, Q)) @ W_v.unflatten(0, (heads, d)).mT
+    if b_v is None:
+        return seen
+    return seen + A.sum(-1).unflatten(1, (heads, Q))[..., None] * b_v.view(heads, 1, d)
+
 # %% ../../nbs/nn/15_queries.ipynb #2af27bd4
 def attend(attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     "`attn(q, k, v, need_weights=False)[0]` of queries [N,Q,C] and keys and values [N,S,C]."
     W, b, heads = attn.in_proj_weight, attn.in_proj_bias, attn.num_heads
+    p = attn.dropout if attn.training else 0.0
+    if k is v and k is not q and (p == 0 or p < 1 and q.device.type == 'cpu'):
+        b_q, _, b_v = [None] * 3 if b is None else b.chunk(3)
+        W_q, W_k, W_v = W.chunk(3)
+        asked = split_heads(F.linear(q, W_q, b_q), heads)
+        if _few(asked, k):
+            return attn.out_proj(join_heads(attend_few(asked * asked.shape[-1] ** -0.5, W_k, W_v, b_v, k, p)))
     if q is k is v:
         q, k, v = F.linear(q, W, b).chunk(3, -1)
     else:
         biases = [None] * 3 if b is None else b.chunk(3)
         q, k, v = (F.linear(x, *wb) for x, *wb in zip((q, k, v), W.chunk(3), biases))
     q, k, v = (split_heads(x, heads) for x in (q, k, v))
-    p = attn.dropout if attn.training else 0.0
     if 0 < p < 1 and q.device.type == 'cpu':
         A = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
         y = A * keep_factors(A, p) @ v
@@ -131,14 +161,20 @@ class AudioMixer(nn.Module):
             setattr(self, name, nn.Linear(dim, dim, bias=False))
         self.project = nn.Linear(dim, dim) if form != 'pixels' else None
 
+    def heard(self, q: Tensor, pixels: Tensor) -> Tensor:
+        "What q [N,M,1,d] finds among pixels [N,P,C], with keys and values of them: [N,M,1,d]."
+        if _few(q, pixels):
+            return attend_few(q * q.shape[-1] ** -0.5, self.k.weight, self.v.weight, None, pixels)
+        k, v = (split_heads(f(pixels), self.heads) for f in (self.k, self.v))
+        return F.scaled_dot_product_attention(q, k, v)
+
     def forward(self, x: Tensor, audio: Tensor) -> Tensor:
         pixels = rearrange(x, 'n c h w -> n (h w) c')
-        q, k = split_heads(self.q(audio[:, None]), self.heads), split_heads(self.k(pixels), self.heads)
+        q = split_heads(self.q(audio[:, None]), self.heads)
         if self.project is None:  # one weight for each pixel, of the head to which a channel belongs
-            w = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+            w = (q @ split_heads(self.k(pixels), self.heads).mT / q.shape[-1] ** 0.5).softmax(-1)
             return x + x * repeat(w, 'n m 1 (h w) -> n (m d) h w', d=q.shape[-1], h=x.shape[-2])
-        v = split_heads(self.v(pixels), self.heads)
-        w = self.project(join_heads(F.scaled_dot_product_attention(q, k, v))[:, 0])[..., None, None]
+        w = self.project(join_heads(self.heard(q, pixels))[:, 0])[..., None, None]
         return x + x * w if self.form == 'channels' else x * w.sigmoid()
 
 # %% ../../nbs/nn/15_queries.ipynb #4028a5ba

@@ -425,11 +425,11 @@ class _SmallScans(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gy):
         x, dt, v, A, B, C, a, h = ctx.saved_tensors
-        gC = (h @ gy[..., None])[..., 0]
+        gC = (h * gy[:, :, :, None]).sum(-1)
         w = C[..., None] * gy[:, :, :, None]  # the gradient of each state
         for t in range(x.shape[2] - 1, 0, -1):
             w[:, :, t - 1].addcmul_(a[:, :, t], w[:, :, t])
-        gv, gB = (B[..., None, :] @ w)[..., 0, :], (w @ v[..., None])[..., 0]
+        gv, gB = (B[..., None, :] @ w)[..., 0, :], (w * v[:, :, :, None]).sum(-1)
         q = torch.zeros_like(w)
         torch.mul(w[:, :, 1:], h[:, :, :-1], out=q[:, :, 1:]).mul_(a[:, :, 1:])
         gA = (q * dt[:, :, :, None]).sum((1, 2))
@@ -452,7 +452,7 @@ def _lately(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def alike(blocks: Sequence[Mamba], x: Tensor) -> bool:
-    "Whether `mambas` may take the blocks for x [B,L,D] each: one form, chunked scans, small, a gradient wanted."
+    "Whether `mambas` may take the blocks for x [B,L,D] each: of one form, chunked, small, in training."
     first, batch = blocks[0], len(blocks) * math.prod(x.shape[:2])
     one = len({(b.d_model, b.d_state, b.d_conv, b.d_inner) for b in blocks}) == 1
     tiers = {scan_backend(x.device, b.backend) for b in blocks}
