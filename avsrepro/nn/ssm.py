@@ -453,12 +453,14 @@ def _lately(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def alike(blocks: Sequence[Mamba], x: Tensor) -> bool:
     "Whether `mambas` may take the blocks for x [B,L,D] each: of one form, chunked, small, in training."
+    if not torch.is_grad_enabled() or x.device.type not in ('cpu', 'cuda'):
+        return False
     first, batch = blocks[0], len(blocks) * math.prod(x.shape[:2])
     one = len({(b.d_model, b.d_state, b.d_conv, b.d_inner) for b in blocks}) == 1
     tiers = {scan_backend(x.device, b.backend) for b in blocks}
     plain = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
     small = batch * first.d_inner * first.d_state <= _SMALL
-    return torch.is_grad_enabled() and one and tiers == {'chunked'} and plain and small
+    return one and tiers == {'chunked'} and plain and small
 
 
 def mambas(blocks: Sequence[Mamba], x: Tensor) -> Tensor:
