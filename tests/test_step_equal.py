@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from avsrepro.models import create_model
 from avsrepro.models.selm_clever import VideoAttention
-from avsrepro.models.selm_stages import Asked, answered, stack
+from avsrepro.models.selm_stages import Question, answered, stack
 from avsrepro.models.tpavi import ASPP, ResidualUnit, matching
-from avsrepro.nn import deformable, ssm
+from avsrepro.nn import deformable
+from avsrepro.nn import mambas as together
 from avsrepro.nn.deformable import deformable_sample
 from avsrepro.nn.features import Features
 from avsrepro.nn.queries import (
@@ -215,12 +216,14 @@ def stacked(f, x):
 @pytest.mark.parametrize('small', [True, False])
 def test_stacks_at_once(residual, length, small, monkeypatch):
     if not small:
-        monkeypatch.setattr(ssm, '_SMALL', 0)
+        monkeypatch.setattr(together, '_SMALL', 0)
     stacks = [stack(8, 2, residual=residual).double() for _ in range(3)]
     xs, calls = [randn(2, length, 8) for _ in stacks], []
-    monkeypatch.setattr('avsrepro.models.selm_stages.mambas', lambda *a: calls.append(1) or ssm.mambas(*a))
-    asked = [Asked(f, x, x.shape, False) for f, x in zip(stacks, xs)]
-    fast = torch.stack(answered([*asked, Asked(None, None, None, True)])[:3])
+    monkeypatch.setattr(
+        'avsrepro.models.selm_stages.mambas', lambda *a: calls.append(1) or together.mambas(*a)
+    )
+    asked = [Question(f, x, x.shape, False) for f, x in zip(stacks, xs)]
+    fast = torch.stack(answered([*asked, Question(None, None, None, True)])[:3])
     assert len(calls) == 2 * small
     slow = torch.stack([stacked(f, x) for f, x in zip(stacks, xs)])
     assert_equal(fast, slow, leaves_of(*xs, *stacks))
@@ -229,7 +232,7 @@ def test_stacks_at_once(residual, length, small, monkeypatch):
 def test_slipped_and_joined_answers():
     f, g, x = stack(8, 1).double(), stack(8, 1).double(), randn(2, 3, 8)
     one = x.reshape(1, 6, 8)
-    asked = [Asked(f, x, x.shape, True), Asked(g, x, x.shape, False), Asked(g, one, x.shape, False)]
+    asked = [Question(f, x, x.shape, True), Question(g, x, x.shape, False), Question(g, one, x.shape, False)]
     slip, plain, joined = answered(asked)
     y = stacked(f, x)
     assert_equal(slip, y.transpose(0, 1).reshape(2, 3, 8), leaves_of(x, f))
@@ -333,7 +336,7 @@ def test_whole_models_by_slow_parts(name, options, monkeypatch):
 
     fast = gradients()
     monkeypatch.setattr(deformable, '_CELLS', 0)
-    monkeypatch.setattr(ssm, '_SMALL', 0)
+    monkeypatch.setattr(together, '_SMALL', 0)
     slow = gradients()
     torch.testing.assert_close(fast[0], slow[0], atol=1e-9, rtol=1e-9)
     assert fast[1].keys() == slow[1].keys()

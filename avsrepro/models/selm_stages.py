@@ -16,13 +16,14 @@ from torch.nn import functional as F
 
 from .base import Tap, untapped
 from ..nn.layers import group_norm, join_heads
-from ..nn.ssm import Mamba, alike, mambas
+from ..nn.mambas import alike, mambas
+from ..nn.ssm import Mamba
 
 # %% auto #0
 __all__ = ['GATES', 'Pointwise', 'branch', 'ProductAlign', 'over_places', 'attended', 'MapAttends', 'TokenAttends', 'AddAlign',
            'ConcatAlign', 'alignment', 'DAM', 'GatedMLP', 'Recurrent', 'CausalAttention', 'mamba_parameters',
-           'substitute_parameters', 'sequence_net', 'SequenceBlock', 'select', 'slipped', 'stack', 'Asked', 'answered',
-           'BCSM', 'SelMStage']
+           'substitute_parameters', 'sequence_net', 'SequenceBlock', 'select', 'slipped', 'stack', 'Question',
+           'answered', 'BCSM', 'SelMStage']
 
 # %% ../../nbs/models/46_selm_stages.ipynb #7aab369a
 class Pointwise(nn.Conv1d):
@@ -256,7 +257,7 @@ def stack(dim: int, blocks: int, **block: Any) -> nn.Sequential:
     return nn.Sequential(*(SequenceBlock(dim, **block) for _ in range(blocks)), nn.Linear(dim, dim))
 
 # %% ../../nbs/models/46_selm_stages.ipynb #256ce1cc
-class Asked(NamedTuple):
+class Question(NamedTuple):
     "What a stack, if there is one, is asked, and how its answer is read."
 
     stack: nn.Sequential | None
@@ -265,7 +266,7 @@ class Asked(NamedTuple):
     slip: bool
 
 
-def _joint(a: Asked, others: Sequence[Asked]) -> bool:
+def _joint(a: Question, others: Sequence[Question]) -> bool:
     "Whether a stack can take its steps with others: Mamba's blocks, and nobody replaced or watches a part."
     nets = [b.net for b in a.stack[:-1]]
     same = a.x.shape == others[0].x.shape and len(a.stack) == len(others[0].stack)
@@ -275,7 +276,7 @@ def _joint(a: Asked, others: Sequence[Asked]) -> bool:
     return same and normal and not watched and all(isinstance(f, Mamba) for f in nets)
 
 
-def _at_once(asked: Sequence[Asked]) -> Tensor:
+def _at_once(asked: Sequence[Question]) -> Tensor:
     "The answers [G,B,L,C] of G stacks that are `_joint`."
     x = torch.stack([a.x for a in asked])
     *layers, last = zip(*(a.stack for a in asked))
@@ -288,7 +289,7 @@ def _at_once(asked: Sequence[Asked]) -> Tensor:
     return torch.baddbmm(bias[:, None], x.flatten(1, 2), weight.mT).view_as(x)
 
 
-def answered(asked: Sequence[Asked]) -> list[Tensor | None]:
+def answered(asked: Sequence[Question]) -> list[Tensor | None]:
     "What every stack answers, in the order asked; None where there is no stack."
     there = [a for a in asked if a.stack is not None]
     joint = [a for a in there if _joint(a, there)]
@@ -322,17 +323,17 @@ class BCSM(nn.Module):
         self.v2a = stack(dim, blocks, **block) if direction in ('both', 'v2a') else None
         self.enter = nn.Linear(dim, dim) if self.v2a is not None else None
 
-    def ask_sound(self, t: Tensor, joined: bool = False) -> Asked:
+    def ask_sound(self, t: Tensor, joined: bool = False) -> Question:
         "Audio tokens [B,T,C], which make weights for the map [B,T,C]; `joined`: all clips are one sequence."
         x = rearrange(t, 'b t c -> 1 (b t) c') if joined else t
-        return Asked(self.a2v, x, t.shape, self.slip[0] and not joined)
+        return Question(self.a2v, x, t.shape, self.slip[0] and not joined)
 
-    def ask_picture(self, x: Tensor) -> Asked:
+    def ask_picture(self, x: Tensor) -> Question:
         "Maps [B,T,C,h,w], which make weights for the sound [B,T,C]."
         if self.v2a is None:
-            return Asked(None, None, None, False)
+            return Question(None, None, None, False)
         t = self.enter(x.mean((-2, -1)))
-        return Asked(self.v2a, t, t.shape, self.slip[1])
+        return Question(self.v2a, t, t.shape, self.slip[1])
 
     def of_sound(self, t: Tensor, joined: bool = False) -> Tensor | None:
         "The weights for the map, if the sound makes some."

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
 from itertools import product
-from operator import attrgetter
 
 import torch
 from einops import rearrange, repeat
@@ -25,7 +24,7 @@ from ..core.identity import FACTS
 # %% auto #0
 __all__ = ['Tensors', 'TIERS', 'wide', 'discretise', 'scan_reference', 'Chunks', 'Buffer', 'advance', 'forward_chunks',
            'backward_chunk', 'ChunkedScan', 'scan_chunked', 'fused_kernel', 'scan_backend', 'use_scan', 'scan_fused',
-           'scan_operator', 'selective_scan', 'scan_macs', 'count_scans', 'Mamba', 'alike', 'mambas']
+           'scan_operator', 'selective_scan', 'scan_macs', 'count_scans', 'Mamba']
 
 # %% ../../nbs/nn/50_ssm.ipynb #a77dac9a
 def wide(t: Tensor) -> Tensor:
@@ -60,9 +59,6 @@ def scan_reference(
     return torch.stack(ys, 1), h
 
 # %% ../../nbs/nn/50_ssm.ipynb #9df3bac7
-_SMALL = 2**19  # values of a small scan
-
-
 def _pieces(n: int, most: int) -> tuple[int, int]:
     "Into how many pieces of at most `most` (but at least 1) `n` is cut, and how long each is."
     k = -(-n // max(1, most))
@@ -71,8 +67,8 @@ def _pieces(n: int, most: int) -> tuple[int, int]:
 
 def _rows_at_once(batch: int, length: int, width: int, device: torch.device) -> int:
     "How many steps of `width` values are worked on at a time: what fits the cache, all of a small scan."
-    if batch * length * width <= _SMALL:
-        return _SMALL // width
+    if batch * length * width <= 2**19:
+        return 2**19 // width
     if device.type != 'cpu':
         return 2**26 // width
     threads = torch.get_num_threads()  # several have to meet after every operation, so each gets more of it
@@ -406,74 +402,3 @@ class Mamba(nn.Module):
         u = F.silu((window * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias)
         y, state = self.scan(u[:, None].to(z.dtype), z[:, None], memory[1])
         return y[:, 0], (window, state)
-
-# %% ../../nbs/nn/50_ssm.ipynb #5dfd3a7f
-class _SmallScans(torch.autograd.Function):
-    "G scans from zero, each with an A of its own: x, dt [G,B,L,E], A [G,N,E], B, C [G,B,L,N] to [G,B,L,E]."
-
-    @staticmethod
-    def forward(ctx, x, dt, A, B, C):
-        v = dt * x
-        a = torch.mul(dt[:, :, :, None], A[:, None, None]).exp_()  # [G,B,L,N,E]
-        h = v[:, :, :, None] * B[..., None]
-        for t in range(1, x.shape[2]):
-            h[:, :, t].addcmul_(a[:, :, t], h[:, :, t - 1])
-        ctx.save_for_backward(x, dt, v, A, B, C, a, h)
-        return (C[..., None, :] @ h)[..., 0, :]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gy):
-        x, dt, v, A, B, C, a, h = ctx.saved_tensors
-        gC = (h * gy[:, :, :, None]).sum(-1)
-        w = C[..., None] * gy[:, :, :, None]  # the gradient of each state
-        for t in range(x.shape[2] - 1, 0, -1):
-            w[:, :, t - 1].addcmul_(a[:, :, t], w[:, :, t])
-        gv, gB = (B[..., None, :] @ w)[..., 0, :], (w * v[:, :, :, None]).sum(-1)
-        q = torch.zeros_like(w)
-        torch.mul(w[:, :, 1:], h[:, :, :-1], out=q[:, :, 1:]).mul_(a[:, :, 1:])
-        gA = (q * dt[:, :, :, None]).sum((1, 2))
-        gdt = q.mul_(A[:, None, None]).sum(3)
-        return gv * dt, gdt.addcmul_(gv, x), gA, gB, gC
-
-# %% ../../nbs/nn/50_ssm.ipynb #8c1c529a
-def _stacked(blocks: Sequence[nn.Module], name: str) -> Tensor:
-    "A parameter of every block, [G,...]."
-    return torch.stack(list(map(attrgetter(name), blocks)))
-
-
-def _lately(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    "Causal convolution of u [G,B,L,E] with weight [G,E,K], channel by channel."
-    K = weight.shape[-1]
-    padded, y = F.pad(u, (0, 0, K - 1, 0)), bias[:, None, None]
-    for k in range(K):
-        y = torch.addcmul(y, padded[:, :, k : k + u.shape[2]], weight[:, None, None, :, k])
-    return y
-
-
-def alike(blocks: Sequence[Mamba], x: Tensor) -> bool:
-    "Whether `mambas` may take the blocks for x [B,L,D] each: of one form, chunked, small, in training."
-    if not torch.is_grad_enabled() or x.device.type not in ('cpu', 'cuda'):
-        return False
-    first, batch = blocks[0], len(blocks) * math.prod(x.shape[:2])
-    one = len({(b.d_model, b.d_state, b.d_conv, b.d_inner) for b in blocks}) == 1
-    tiers = {scan_backend(x.device, b.backend) for b in blocks}
-    plain = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
-    small = batch * first.d_inner * first.d_state <= _SMALL
-    return one and tiers == {'chunked'} and plain and small
-
-
-def mambas(blocks: Sequence[Mamba], x: Tensor) -> Tensor:
-    "G blocks, each of its own of the inputs [G,B,L,D]: [G,B,L,D]."
-    G, R, N = len(blocks), blocks[0].dt_rank, blocks[0].d_state
-    p = partial(_stacked, blocks)
-    u, z = (x.flatten(1, 2) @ p('in_proj.weight').mT).unflatten(1, x.shape[1:3]).chunk(2, -1)
-    u = F.silu(_lately(u, p('conv1d.weight')[:, :, 0], p('conv1d.bias')))
-    dt, B, C = (u.flatten(1, 2) @ p('x_proj.weight').mT).split([R, N, N], -1)
-    dt = F.softplus(torch.baddbmm(p('dt_proj.bias')[:, None], dt, p('dt_proj.weight').mT))
-    dt, B, C = (t.unflatten(1, x.shape[1:3]) for t in (dt, B, C))
-    y = _SmallScans.apply(u, dt, -p('A_log').exp().mT, B, C)
-    y = torch.addcmul(y, p('D')[:, None, None], u) * F.silu(z)
-    for b in blocks:
-        b.ran = 'chunked'
-    return (y.flatten(1, 2) @ p('out_proj.weight').mT).view(G, *x.shape[1:])
