@@ -16,17 +16,19 @@ from ..core.errors import check
 from .base import AVSModel, Output, any_class, by_clip, register_model
 from ..nn.deformable import DeformableAttention, Sizes, flatten_levels, pixel_centres, split_levels
 from ..nn.features import Features
-from ..nn.layers import conv_norm, feed_forward, resize
+from ..nn.layers import conv_norm, resize
 from ..nn.losses import dice_loss
 from avsrepro.nn.queries import (
     MIXERS,
     AudioMixer,
+    Dropout,
     MaskHead,
     QueryGenerator,
     QueryLayer,
     QueryMasks,
     level_codes,
     pixel_mlp,
+    query_ffn,
     sine_position,
     xavier,
 )
@@ -40,8 +42,8 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, dim: int, heads: int, points: int, hidden: int, dropout: float):
         super().__init__()
-        self.attn, self.ffn = DeformableAttention(dim, 3, heads, points), feed_forward(dim, hidden, dropout)
-        self.norm1, self.norm2, self.dropout = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.Dropout(dropout)
+        self.attn, self.ffn = DeformableAttention(dim, 3, heads, points), query_ffn(dim, hidden, dropout)
+        self.norm1, self.norm2, self.dropout = nn.LayerNorm(dim), nn.LayerNorm(dim), Dropout(dropout)
 
     def forward(self, x: Tensor, position: Tensor, centres: Tensor, sizes: Sizes) -> Tensor:
         x = self.norm1(x + self.dropout(self.attn(x + position, centres, x, sizes)))

@@ -17,7 +17,16 @@ from torch.nn import functional as F
 from ..core.errors import check
 from .base import AVSModel, Output, any_class, by_clip, check_inputs, register_model
 from .selm_clever import CLEVER, AVLayer, SingleLevel
-from .selm_stages import BCSM, DAM, GATES, MapAttends, SelMStage, TokenAttends, select
+from avsrepro.models.selm_stages import (
+    BCSM,
+    DAM,
+    GATES,
+    MapAttends,
+    SelMStage,
+    TokenAttends,
+    answered,
+    select,
+)
 from ..nn.features import Features
 from ..nn.layers import resize
 from ..nn.losses import dice_loss
@@ -240,11 +249,12 @@ class _Selection:
         Maps of the same shapes, and sounds [B,T,S,C]: one of each stage, or the last alone."""
         o, last = self.options, self.options.sounds == 'last'
         joined = o.joined and self.num_classes > 1
-        chosen, heard, weights = [], [], []
+        chosen, heard, weights, asked = [], [], [], []
         for stage, x, t in zip(self.stages, maps, tokens):
-            g = stage.bcsm.of_sound(tokens[-1] if last else t, joined)
+            asked += [stage.bcsm.ask_sound(tokens[-1] if last else t, joined), stage.bcsm.ask_picture(x)]
+        made = answered(asked)
+        for x, t, g, w in zip(maps, tokens, made[::2], made[1::2]):
             chosen.append(x if g is None else select(x, [g[..., None, None]], o.gate))
-            w = stage.bcsm.of_picture(x)
             weights += [] if w is None else [w]
             heard.append(t if w is None else select(t, [w], o.gate))
         if last:

@@ -28,8 +28,8 @@ from avsrepro.nn.queries import (
 )
 
 # %% auto #0
-__all__ = ['token_mlp', 'SoundAttention', 'hard_shares', 'VideoAttention', 'AVLayer', 'learned_places', 'Projector', 'dot_masks',
-           'dynamic_head', 'dynamic_masks', 'mixer_of', 'CLEVER', 'SingleLevel']
+__all__ = ['token_mlp', 'SoundAttention', 'hard_shares', 'asked', 'gathered', 'VideoAttention', 'AVLayer', 'learned_places',
+           'Projector', 'dot_masks', 'dynamic_head', 'dynamic_masks', 'mixer_of', 'CLEVER', 'SingleLevel']
 
 # %% ../../nbs/models/48_selm_clever.ipynb #7a1c05e1
 def token_mlp(dim: int) -> nn.Sequential:
@@ -58,6 +58,22 @@ def hard_shares(S: Tensor) -> Tensor:
     return hard - soft.detach() + soft if soft.requires_grad else hard
 
 # %% ../../nbs/models/48_selm_clever.ipynb #2a361e1d
+def asked(q: Tensor, linear: nn.Linear, y: Tensor) -> Tensor:
+    """Products of tokens q [N,Q,C] and `linear` of pixels y [N,P,C]: [N,Q,P].
+
+    In training, where the pixels are many, the linear map is taken of the few tokens instead."""
+    if not torch.is_grad_enabled() or q.shape[1] >= y.shape[1]:
+        return q @ linear(y).mT
+    return torch.baddbmm((q @ linear.bias)[..., None], q @ linear.weight, y.mT)
+
+
+def gathered(weights: Tensor, linear: nn.Linear, y: Tensor) -> Tensor:
+    "Sums of `linear` of pixels y [N,P,C] with weights [N,Q,P]: [N,Q,C]; as above."
+    if not torch.is_grad_enabled() or weights.shape[1] >= y.shape[1]:
+        return weights @ linear(y)
+    return (weights @ y) @ linear.weight.mT + weights.sum(-1, keepdim=True) * linear.bias
+
+
 class VideoAttention(DrawsNoise, nn.Module):
     "Tokens q [N,Q,C] that look at pixels x [N,C,P] with positions p [C,P] (details 9, 11, 13)."
 
@@ -70,11 +86,11 @@ class VideoAttention(DrawsNoise, nn.Module):
 
     def look(self, q: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         "Weights of the normalised pixels y [N,P,C] for each token [N,Q,P], and the heat map's logits [N,P]."
-        q, k = self.q(self.norm_q(q)), self.k(y)
+        q = self.q(self.norm_q(q))
         if self.tau is None:
-            S = q @ k.mT / q.shape[-1] ** 0.5
+            S = asked(q / q.shape[-1] ** 0.5, self.k, y)
             return S.softmax(-1), S[:, 1:].logsumexp(1) - S[:, 0]
-        S = F.normalize(q.float(), dim=-1) @ F.normalize(k.float(), dim=-1).mT
+        S = F.normalize(q.float(), dim=-1) @ F.normalize(self.k(y).float(), dim=-1).mT
         S = S / self.tau.clamp(max=0).exp()
         share = hard_shares(S + self.gumbel(S) if self.draws() else S)
         return share / (share.sum(-1, keepdim=True) + 1), share[:, -1]
@@ -83,7 +99,7 @@ class VideoAttention(DrawsNoise, nn.Module):
         "The tokens that have looked [N,Q,C] and the heat map's logits [N,P]."
         y = self.norm_x((x + p.to(x.dtype)).mT)
         weights, heat = self.look(q, y)
-        return self.mlp(q + self.o(weights.to(y.dtype) @ self.v(y))), heat
+        return self.mlp(q + self.o(gathered(weights.to(y.dtype), self.v, y))), heat
 
 # %% ../../nbs/models/48_selm_clever.ipynb #1719317f
 class AVLayer(nn.Module):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -16,12 +16,14 @@ from torch.nn import functional as F
 
 from .base import Tap, untapped
 from ..nn.layers import group_norm, join_heads
+from ..nn.mambas import alike, mambas
 from ..nn.ssm import Mamba
 
 # %% auto #0
 __all__ = ['GATES', 'Pointwise', 'branch', 'ProductAlign', 'over_places', 'attended', 'MapAttends', 'TokenAttends', 'AddAlign',
            'ConcatAlign', 'alignment', 'DAM', 'GatedMLP', 'Recurrent', 'CausalAttention', 'mamba_parameters',
-           'substitute_parameters', 'sequence_net', 'SequenceBlock', 'select', 'slipped', 'stack', 'BCSM', 'SelMStage']
+           'substitute_parameters', 'sequence_net', 'SequenceBlock', 'select', 'slipped', 'stack', 'Question',
+           'answered', 'BCSM', 'SelMStage']
 
 # %% ../../nbs/models/46_selm_stages.ipynb #7aab369a
 class Pointwise(nn.Conv1d):
@@ -254,6 +256,53 @@ def stack(dim: int, blocks: int, **block: Any) -> nn.Sequential:
     "Blocks of `SequenceBlock` and a linear map: [B,T,C] to [B,T,C]."
     return nn.Sequential(*(SequenceBlock(dim, **block) for _ in range(blocks)), nn.Linear(dim, dim))
 
+# %% ../../nbs/models/46_selm_stages.ipynb #256ce1cc
+class Question(NamedTuple):
+    "What a stack, if there is one, is asked, and how its answer is read."
+
+    stack: nn.Sequential | None
+    x: Tensor | None  # [B,L,C]
+    shape: torch.Size | None  # of the answer
+    slip: bool
+
+
+def _joint(a: Question, others: Sequence[Question]) -> bool:
+    "Whether a stack can take its steps with others: Mamba's blocks, and nobody replaced or watches a part."
+    nets = [b.net for b in a.stack[:-1]]
+    same = a.x.shape == others[0].x.shape and len(a.stack) == len(others[0].stack)
+    parts = [a.stack, *a.stack, *nets]
+    watched = any('forward' in m.__dict__ or m._forward_hooks or m._forward_pre_hooks for m in parts)
+    normal = a.stack[0].normalised == others[0].stack[0].normalised
+    return same and normal and not watched and all(isinstance(f, Mamba) for f in nets)
+
+
+def _at_once(asked: Sequence[Question]) -> Tensor:
+    "The answers [G,B,L,C] of G stacks that are `_joint`."
+    x = torch.stack([a.x for a in asked])
+    *layers, last = zip(*(a.stack for a in asked))
+    for blocks in layers:
+        weight, bias = (torch.stack([getattr(b.norm, k) for b in blocks]) for k in ('weight', 'bias'))
+        n = F.layer_norm(x, x.shape[-1:], eps=blocks[0].norm.eps)
+        n = torch.addcmul(bias[:, None, None], n, weight[:, None, None])
+        x = (n if blocks[0].normalised else x) + mambas([b.net for b in blocks], n)
+    weight, bias = (torch.stack([getattr(f, k) for f in last]) for k in ('weight', 'bias'))
+    return torch.baddbmm(bias[:, None], x.flatten(1, 2), weight.mT).view_as(x)
+
+
+def answered(asked: Sequence[Question]) -> list[Tensor | None]:
+    "What every stack answers, in the order asked; None where there is no stack."
+    there = [a for a in asked if a.stack is not None]
+    joint = [a for a in there if _joint(a, there)]
+    layers, made = list(zip(*(a.stack[:-1] for a in joint))), {}
+    if len(joint) > 1 and all(alike([b.net for b in blocks], joint[0].x) for blocks in layers):
+        made = dict(zip(map(id, joint), _at_once(joint)))
+    found = []
+    for a in asked:
+        g = None if a.stack is None else made[id(a)] if id(a) in made else a.stack(a.x)
+        g = None if g is None else g.reshape(a.shape)
+        found.append(slipped(g) if a.slip and g is not None else g)
+    return found
+
 # %% ../../nbs/models/46_selm_stages.ipynb #a22317eb
 class BCSM(nn.Module):
     """Bidirectional Conditioned Selective Mechanism of one stage (section 4.3; Table 7).
@@ -274,28 +323,45 @@ class BCSM(nn.Module):
         self.v2a = stack(dim, blocks, **block) if direction in ('both', 'v2a') else None
         self.enter = nn.Linear(dim, dim) if self.v2a is not None else None
 
+    def ask_sound(self, t: Tensor, joined: bool = False) -> Question:
+        "Audio tokens [B,T,C], which make weights for the map [B,T,C]; `joined`: all clips are one sequence."
+        x = rearrange(t, 'b t c -> 1 (b t) c') if joined else t
+        return Question(self.a2v, x, t.shape, self.slip[0] and not joined)
+
+    def ask_picture(self, x: Tensor) -> Question:
+        "Maps [B,T,C,h,w], which make weights for the sound [B,T,C]."
+        if self.v2a is None:
+            return Question(None, None, None, False)
+        t = self.enter(x.mean((-2, -1)))
+        return Question(self.v2a, t, t.shape, self.slip[1])
+
     def of_sound(self, t: Tensor, joined: bool = False) -> Tensor | None:
-        "Audio tokens [B,T,C] to weights for the map [B,T,C]; `joined`: all clips are one sequence."
-        if self.a2v is None:
-            return None
-        if joined:
-            return self.a2v(rearrange(t, 'b t c -> 1 (b t) c')).view_as(t)
-        return slipped(self.a2v(t)) if self.slip[0] else self.a2v(t)
+        "The weights for the map, if the sound makes some."
+        return answered([self.ask_sound(t, joined)])[0]
 
     def of_picture(self, x: Tensor) -> Tensor | None:
-        "Maps [B,T,C,h,w] to weights for the sound [B,T,C]."
-        if self.v2a is None:
-            return None
-        g = self.v2a(self.enter(x.mean((-2, -1))))
-        return slipped(g) if self.slip[1] else g
+        "The weights for the sound, if the picture makes some."
+        return answered([self.ask_picture(x)])[0]
 
 # %% ../../nbs/models/46_selm_stages.ipynb #fdb78812
+class _ToTokens(nn.Sequential):
+    "`Pointwise` and a norm of a map [N,i,h,w]: [N,o,h,w]; a processor's with channels side by side."
+
+    def forward(self, m: Tensor) -> Tensor:
+        linear, norm = self
+        if m.device.type != 'cpu':
+            return norm(linear(m.flatten(2)).unflatten(2, m.shape[-2:]))
+        W = linear.weight[..., 0].T.expand(len(m), -1, -1)
+        y = torch.baddbmm(linear.bias, m.flatten(2).mT, W)
+        return norm(rearrange(y, 'n (h w) c -> n c h w', h=m.shape[2]))
+
+
 class SelMStage(nn.Module):
     "One stage: DAM at the trunk's width, the map to `dim` channels, BCSM."
 
     def __init__(self, channels: int, dam: DAM, bcsm: BCSM, dim: int):
         super().__init__()
-        self.input = nn.Sequential(Pointwise(channels, dim), group_norm(dim, 8))
+        self.input = _ToTokens(Pointwise(channels, dim), group_norm(dim, 8))
         self.dam, self.bcsm = dam, bcsm
 
     def align(self, m: Tensor, t: Tensor, tap: Tap = untapped) -> tuple[Tensor, Tensor]:
@@ -305,4 +371,4 @@ class SelMStage(nn.Module):
 
     def project(self, m: Tensor, tap: Tap = untapped) -> Tensor:
         "An aligned map [N,C_i,h,w] to [N,C,h,w]."
-        return tap('projected', self.input(m.flatten(2)).unflatten(2, m.shape[-2:]))
+        return tap('projected', self.input(m))

@@ -5,7 +5,9 @@
 # %% ../../nbs/models/30_tpavi.ipynb #5c8a271e
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import product
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +37,44 @@ def dilated(conv: nn.Conv2d, x: Tensor) -> Tensor:
     padding = [0 if o else d for o in outside]
     return F.conv2d(x, conv.weight[:, :, rows, cols], conv.bias, padding=padding, dilation=d)
 
+# %% ../../nbs/models/30_tpavi.ipynb #6afdf717
+class _WideTaps(torch.autograd.Function):
+    "`F.conv2d(x, W, b, padding=d, dilation=d)` of 3x3 taps; W's gradient by the rectangles that they meet."
+
+    @staticmethod
+    def forward(ctx, x, W, b, d):
+        ctx.save_for_backward(x, W)
+        ctx.d = d
+        return F.conv2d(x, W, b, padding=d, dilation=d)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        (x, W), d, gx = ctx.saved_tensors, ctx.d, None
+        if ctx.needs_input_grad[0]:
+            gx = torch.nn.grad.conv2d_input(x.shape, W, g, padding=d, dilation=d)
+        gW = torch.empty_like(W)
+        x, y = (rearrange(t, 'n c h w -> n h w c').contiguous() for t in (x, g))
+        for i, j in product(range(3), repeat=2):
+            rows, cols = (_meeting(n, (k - 1) * d) for n, k in zip(x.shape[1:3], (i, j)))
+            seen, out = x[:, rows[0], cols[0]], y[:, rows[1], cols[1]]
+            gW[:, :, i, j] = out.flatten(0, 2).T @ seen.flatten(0, 2)
+        return gx, gW, g.sum((0, 2, 3)), None
+
+
+def _meeting(n: int, shift: int) -> tuple[slice, slice]:
+    "Where a tap so far away reads n cells, and the cells that it writes."
+    first, last = max(0, shift), min(n, n + shift)
+    return slice(first, last), slice(first - shift, last - shift)
+
+
+def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    "`dilated(conv, x)`, which a processor's backward takes fast."
+    d, size = conv.dilation[0], x.shape[-2:]
+    if x.device.type == 'cpu' and max(size) < 2 * d and d < min(size):
+        return _WideTaps.apply(x, conv.weight, conv.bias, d)
+    return dilated(conv, x)
+
 # %% ../../nbs/models/30_tpavi.ipynb #35c40acc
 class ASPP(nn.Module):
     "Sum of four parallel dilated convolutions: [N,C,h,w] -> [N,dim,h,w] (facts, section 6)."
@@ -46,7 +86,14 @@ class ASPP(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum(dilated(conv, x) for conv in self.convs)
+        if not torch.is_grad_enabled():
+            return sum(dilated(conv, x) for conv in self.convs)
+        outside = [conv for conv in self.convs if conv.dilation[0] >= max(x.shape[-2:])]
+        y = [_convolved(conv, x) for conv in self.convs if conv not in outside]
+        if outside:
+            W, b = sum(conv.weight[:, :, 1:2, 1:2] for conv in outside), sum(conv.bias for conv in outside)
+            y.append(F.conv2d(x, W, b))
+        return sum(y[1:], y[0])
 
 # %% ../../nbs/models/30_tpavi.ipynb #c9212d78
 def attend_plain(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
@@ -118,8 +165,9 @@ class ResidualUnit(nn.Module):
         self.inplace = inplace
         self.conv1, self.conv2 = (nn.Conv2d(dim, dim, 3, padding=1) for _ in range(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(x)
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        "y is ReLU(x), where it is at hand."
+        y = F.relu(x) if y is None else y
         return self.conv2(F.relu(self.conv1(y))) + (y if self.inplace else x)
 
 # %% ../../nbs/models/30_tpavi.ipynb #a08e56df
@@ -133,10 +181,11 @@ class RefineStep(nn.Module):
         super().__init__()
         self.lateral, self.out = ResidualUnit(dim, inplace) if lateral else None, ResidualUnit(dim, inplace)
 
-    def forward(self, level: Tensor, path: Tensor | None = None) -> Tensor:
+    def forward(self, level: Tensor, path: Tensor | None = None, rectified: Tensor | None = None) -> Tensor:
+        "`rectified` is ReLU(level), where it is at hand."
         if path is None:
-            return self.out(level)
-        return self.out(self.lateral(level) + resize(path, level.shape[-2:], aligned=True))
+            return self.out(level, rectified)
+        return self.out(self.lateral(level, rectified) + resize(path, level.shape[-2:], aligned=True))
 
 # %% ../../nbs/models/30_tpavi.ipynb #6224153a
 class DoublingHead(nn.Module):
@@ -159,7 +208,7 @@ def matching(visual: Tensor, audio: Tensor, mask: Tensor) -> Tensor:
     visual [N,C,h,w], audio [N,C], mask [N,h,w] in 0-1.
     """
     visual, audio = (x if x.dtype == torch.double else x.float() for x in (visual, audio))
-    seen = (visual * mask[:, None]).mean((2, 3))
+    seen = torch.einsum('nchw,nhw->nc', visual, mask.to(visual.dtype)) / math.prod(mask.shape[1:])
     return F.kl_div(seen.log_softmax(-1), audio.log_softmax(-1), reduction='none', log_target=True).sum(-1)
 
 # %% ../../nbs/models/30_tpavi.ipynb #68996930
@@ -179,9 +228,10 @@ class _MatchingLoss:
     def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
         "Matching of the supervised frames, mean over levels; their sum (binary) or mean (classes)."
         counts, total = supervised.flatten().bool(), 0
-        logits = output.logits.flatten(0, 1)[counts]
+        some = slice(None) if counts.all() else counts
+        logits = output.logits.flatten(0, 1)[some]
         for x, a in zip(output.aux['fused'], output.aux['sounds']):
-            x, a = x.flatten(0, 1)[counts], a.flatten(0, 1)[counts]
+            x, a = x.flatten(0, 1)[some], a.flatten(0, 1)[some]
             total = total + matching(x, a, foreground(logits, x.shape[-2:])).sum() / self.levels
         return dict(avm=total if self.num_classes == 1 else total / counts.sum().clamp(min=1))
 
@@ -273,8 +323,9 @@ class TPAVI(_MatchingLoss, AVSModel):
             x = tap('visual', real_frames(aspp(features.visual[-j].flatten(0, 1)), features.valid))
             x, a = in_groups(tpavi, by_clip(x, B), features.audio_vector, self.options.group, tap)
             x = tap('fused', real_frames(x.flatten(0, 1), features.valid))
-            path = tap('out', real_frames(step(x, path), features.valid))
-            fused.append(by_clip(F.relu(x) if self.options.inplace else x, B))
+            y = F.relu(x)
+            path = tap('out', real_frames(step(x, path, y), features.valid))
+            fused.append(by_clip(y if self.options.inplace else x, B))
             sounds.append(a)
         if self.upsample:
             path = doubled(path)  # the small one is let go

@@ -50,13 +50,13 @@ def pixel_centres(sizes: Sizes, like: Tensor) -> Tensor:
     return torch.cat(centres)
 
 # %% ../../nbs/nn/40_deformable.ipynb #ac27c353
-def deformable_sample(
+def _by_grid(
     value: Tensor,  # [N,S,M,D]: M heads of D channels
     sizes: Sizes,  # (h, w) of L levels, S pixels together
     locations: Tensor,  # [N,Q,M,L,P,2]: (x, y), 0 to 1 across each level
     weights: Tensor,  # [N,Q,M,L,P]
 ) -> Tensor:  # [N,Q,(M D)]
-    "Weighted sum of bilinear samples, zero outside (Deformable DETR, Eq. 3, without the linear maps)."
+    "`deformable_sample` by `grid_sample`, level by level."
     heads, out = value.shape[2], 0
     sampling = dict(mode='bilinear', padding_mode='zeros', align_corners=False)
     for level, v in enumerate(split_levels(rearrange(value, 'n s m d -> n s (m d)'), sizes)):
@@ -68,6 +68,94 @@ def deformable_sample(
         seen = F.grid_sample(v.to(wide), grid.to(wide), **sampling)
         out = out + torch.einsum('ndqp,nqp->ndq', seen, A.to(wide))
     return rearrange(out, '(n m) d q -> n q (m d)', m=heads).to(value.dtype)
+
+# %% ../../nbs/nn/40_deformable.ipynb #d0bd12b5
+_CELLS = 2**18  # of one matrix of queries by pixels: 1 MB in float32
+
+
+def _small(value: Tensor, queries: int) -> bool:
+    "Whether queries by pixels of value [N,S,...] is worth a matrix."
+    return value.device.type == 'cpu' and queries * value.shape[1] <= _CELLS
+
+
+def _extent(like: Tensor, sizes: Sizes) -> Tensor:
+    "Widths and heights of the levels, [2,L,1,1]."
+    return like.new_tensor([[w for _, w in sizes], [h for h, _ in sizes]])[:, :, None, None]
+
+
+def _corners(at: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
+    """The four pixels around places `at` [2,L,P,R], (x, y) in 0 to 1.
+
+    Their numbers among all pixels [2,2,L,P,R] (lower and upper y, then x), and by end (lower, upper) and axis
+    [2,2,L,P,R] the bilinear shares and whether there is a pixel, 0 or 1."""
+    extent, pixels = _extent(at, sizes), sum(h * w for h, w in sizes)
+    pixel = at.mul(2).sub_(1).add_(1).mul_(extent / 2).sub_(0.5)  # as `grid_sample` rounds
+    low = pixel.floor()
+    f, ends = pixel.sub_(low), torch.stack([low, low + 1])
+    there = ((ends >= 0) & (ends < extent)).to(at.dtype)
+    shares = torch.stack([1 - f, f]).mul_(there)
+    cell = ends.clamp_(min=0).minimum(extent - 1)
+    first = at.new_tensor([0, *(h * w for h, w in sizes)][:-1]).cumsum(0)[:, None, None]
+    rows = cell[:, 1].mul_(extent[0]).add_(first)  # exact, for a matrix has few of them
+    number = (rows[:, None] + cell[None, :, 0]).long()
+    return number.clamp_(0, pixels - 1), shares, there  # what is not a number is no pixel's
+
+# %% ../../nbs/nn/40_deformable.ipynb #3ed2ffc7
+def _place_gradient(gw: Tensor, shares: Tensor, there: Tensor, sizes: Sizes) -> Tensor:
+    "Gradient of the places [2,L,P,R] from that of the corners' shares [2,2,L,P,R]."
+    gx, gy = (gw * shares[:, None, 1]).sum(0), (gw * shares[None, :, 0]).sum(1)
+    pixel = torch.stack([g[1] * t[1] - g[0] * t[0] for g, t in zip((gx, gy), there.unbind(1))])
+    return pixel.mul_(_extent(pixel, sizes))
+
+
+class _ByMatrix(torch.autograd.Function):
+    "`deformable_sample` of small maps."
+
+    @staticmethod
+    def forward(ctx, value, locations, weights, sizes):
+        v = rearrange(value, 'n s m d -> (n m) s d').contiguous()
+        at = rearrange(locations, 'n q m l p xy -> xy l p (n m q)').contiguous()
+        A = rearrange(weights, 'n q m l p -> l p (n m q)').contiguous()
+        number, shares, there = _corners(at, sizes)
+        near = shares[:, None, 1] * shares[None, :, 0]
+        index, w = (t.view(-1, *v.shape[:1], weights.shape[1]) for t in (number, near * A))
+        ctx.save_for_backward(v, A, shares, there, near, index, w)
+        ctx.sizes, ctx.shape, seen = sizes, weights.shape, []
+        for i, v_k, w_k in zip(index.unbind(1), v, w.unbind(1)):
+            w_k = w_k.T.contiguous()
+            seen.append(F.embedding_bag(i.T.contiguous(), v_k, mode='sum', per_sample_weights=w_k))
+        return rearrange(torch.stack(seen), '(n m) q d -> n q (m d)', n=len(value))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        v, A, shares, there, near, index, w = ctx.saved_tensors
+        n, q, m = ctx.shape[:3]
+        g = rearrange(g, 'n q (m d) -> (n m) q d', m=m).contiguous()
+        gv, gw, matrix = torch.empty_like(v), torch.empty_like(w), g.new_empty(v.shape[1], q)
+        given = *(t.unbind(1) for t in (index, w)), v, g, gv, gw.unbind(1)
+        for i, w_k, v_k, g_k, gv_k, gw_k in zip(*given):
+            torch.mm(matrix.zero_().scatter_add_(0, i, w_k), g_k, out=gv_k)
+            gw_k.copy_(torch.mm(v_k, g_k.T, out=matrix).gather(0, i))
+        gw = gw.view_as(near)
+        gA = (gw * near).sum((0, 1))
+        at = _place_gradient(gw.mul_(A), shares, there, ctx.sizes)
+        gv = rearrange(gv, '(n m) s d -> n s m d', n=n)
+        at = rearrange(at, 'xy l p (n m q) -> n q m l p xy', n=n, m=m)
+        return gv, at, rearrange(gA, 'l p (n m q) -> n q m l p', n=n, m=m), None
+
+
+def deformable_sample(
+    value: Tensor,  # [N,S,M,D]: M heads of D channels
+    sizes: Sizes,  # (h, w) of L levels, S pixels together
+    locations: Tensor,  # [N,Q,M,L,P,2]: (x, y), 0 to 1 across each level
+    weights: Tensor,  # [N,Q,M,L,P]
+) -> Tensor:  # [N,Q,(M D)]
+    "Weighted sum of bilinear samples, zero outside (Deformable DETR, Eq. 3, without the linear maps)."
+    split_levels(value.flatten(2), sizes)  # says what does not fit
+    if _small(value, weights.shape[1]) and value.dtype == locations.dtype == weights.dtype:
+        return _ByMatrix.apply(value, locations, weights, sizes)
+    return _by_grid(value, sizes, locations, weights)
 
 # %% ../../nbs/nn/40_deformable.ipynb #086afae5
 def head_directions(heads: int) -> Tensor:
@@ -106,10 +194,19 @@ class DeformableAttention(nn.Module):
 
     def places(self, query: Tensor, reference: Tensor, sizes: Sizes) -> Tensor:
         "Where each query looks: [N,Q,M,L,P,2], (x, y) in 0 to 1 across each level."
-        axes = dict(m=self.heads, l=self.levels, c=2)
-        offsets = rearrange(self.offsets(query), 'n q (m l p c) -> n q m l p c', **axes)
-        scale = torch.tensor([(w, h) for h, w in sizes], device=offsets.device, dtype=reference.dtype)
-        return rearrange(reference, '... q c -> ... q 1 1 1 c') + offsets / scale[:, None]
+        scale = reference.new_tensor([(w, h) for h, w in sizes])
+        scale = repeat(scale, 'l c -> (m l p c)', m=self.heads, p=self.points)
+        at = reference.tile(self.heads * self.levels * self.points) + self.offsets(query) / scale
+        return rearrange(at, 'n q (m l p c) -> n q m l p c', m=self.heads, l=self.levels, c=2)
+
+    def shares(self, query: Tensor, small: bool) -> Tensor:
+        "What each place counts: [N,Q,M,L,P], 1 together."
+        z, axes = self.weights(query), dict(m=self.heads, l=self.levels)
+        if not small:
+            z = rearrange(z, 'n q (m lp) -> n q m lp', m=self.heads).softmax(-1)
+            return rearrange(z, 'n q m (l p) -> n q m l p', l=self.levels)
+        z = rearrange(z, 'n q (m l p) -> (l p) (n m q)', **axes).softmax(0)  # along memory: few places
+        return rearrange(z, '(l p) (n m q) -> n q m l p', n=len(query), **axes)
 
     def forward(
         self,
@@ -119,7 +216,6 @@ class DeformableAttention(nn.Module):
         sizes: Sizes,  # (h, w) of every level
     ) -> Tensor:  # [N,Q,C]
         check(len(sizes) == self.levels, f"{len(sizes)} levels given; expected {self.levels}.")
-        A = rearrange(self.weights(query), 'n q (m lp) -> n q m lp', m=self.heads).softmax(-1)
         value = rearrange(self.value(memory), 'n s (m d) -> n s m d', m=self.heads)
-        A = rearrange(A, 'n q m (l p) -> n q m l p', l=self.levels)
+        A = self.shares(query, _small(value, query.shape[1]))
         return self.out(deformable_sample(value, sizes, self.places(query, reference, sizes), A))

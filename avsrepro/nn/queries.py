@@ -17,8 +17,9 @@ from .deformable import DeformableAttention, Sizes
 from .layers import feed_forward, join_heads, resize, split_heads
 
 # %% auto #0
-__all__ = ['MIXERS', 'sine_position', 'level_codes', 'QueryLayer', 'QueryGenerator', 'AudioMixer', 'pixel_mlp', 'MaskHead',
-           'QueryMasks', 'xavier']
+__all__ = ['MIXERS', 'sine_position', 'level_codes', 'keep_factors', 'Dropout', 'attend_few', 'attend', 'query_ffn', 'QueryLayer',
+           'QueryGenerator', 'AudioMixer', 'channels_together', 'pixel_mlp', 'MaskHead', 'products', 'QueryMasks',
+           'xavier']
 
 # %% ../../nbs/nn/15_queries.ipynb #4fc162b6
 def sine_position(sizes: Sizes, dim: int, like: Tensor) -> Tensor:
@@ -42,6 +43,76 @@ def level_codes(codes: Tensor, sizes: Sizes) -> Tensor:
     "One code [L,C] for each level to one for each of its pixels [S,C]."
     return torch.cat([repeat(code, 'c -> s c', s=h * w) for code, (h, w) in zip(codes, sizes)])
 
+# %% ../../nbs/nn/15_queries.ipynb #f97242ea
+def keep_factors(x: Tensor, p: float) -> Tensor:
+    "For each value of x 0, with probability p to within 2^-17, or else 1 / (1 - p): x times it is dropout."
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    lost = min(round(p * 2**16), 2**16 - 1)
+    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= lost - 2**15
+    return kept.to(x.dtype).mul_(1 / (1 - lost / 2**16))
+
+
+class Dropout(nn.Dropout):
+    "`nn.Dropout`, faster on a processor; p = 1 is PyTorch's."
+
+    def forward(self, x: Tensor) -> Tensor:
+        fast = self.training and 0 < self.p < 1 and x.device.type == 'cpu'
+        return x * keep_factors(x, self.p) if fast else super().forward(x)
+
+# %% ../../nbs/nn/15_queries.ipynb #99b01aba
+def _few(asked: Tensor, tokens: Tensor) -> bool:
+    "Whether what is asked [N,M,Q,d] is less than tokens [N,S,C] and their channels, in training."
+    return torch.is_grad_enabled() and asked.shape[1] * asked.shape[2] < min(tokens.shape[1:])
+
+
+def attend_few(
+    q: Tensor,  # [N,M,Q,d], divided by the root of d
+    W_k: Tensor,  # [(M d),C]
+    W_v: Tensor,
+    b_v: Tensor | None,
+    y: Tensor,  # [N,S,C]
+    dropout: float = 0.0,
+) -> Tensor:  # [N,M,Q,d]
+    "Attention of M heads to tokens y, of which no keys and values are made."
+    heads, Q, d = q.shape[1:]
+    S = (q @ W_k.unflatten(0, (heads, d))).flatten(1, 2) @ y.mT
+    A = S.softmax(-1)
+    A = A * keep_factors(A, dropout) if dropout else A
+    seen = (A @ y).unflatten(1, (heads, Q)) @ W_v.unflatten(0, (heads, d)).mT
+    if b_v is None:
+        return seen
+    return seen + A.sum(-1).unflatten(1, (heads, Q))[..., None] * b_v.view(heads, 1, d)
+
+# %% ../../nbs/nn/15_queries.ipynb #2af27bd4
+def attend(attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    "`attn(q, k, v, need_weights=False)[0]` of queries [N,Q,C] and keys and values [N,S,C]."
+    W, b, heads = attn.in_proj_weight, attn.in_proj_bias, attn.num_heads
+    p = attn.dropout if attn.training else 0.0
+    if k is v and k is not q and (p == 0 or p < 1 and q.device.type == 'cpu'):
+        b_q, _, b_v = [None] * 3 if b is None else b.chunk(3)
+        W_q, W_k, W_v = W.chunk(3)
+        asked = split_heads(F.linear(q, W_q, b_q), heads)
+        if _few(asked, k):
+            return attn.out_proj(join_heads(attend_few(asked * asked.shape[-1] ** -0.5, W_k, W_v, b_v, k, p)))
+    if q is k is v:
+        q, k, v = F.linear(q, W, b).chunk(3, -1)
+    else:
+        biases = [None] * 3 if b is None else b.chunk(3)
+        q, k, v = (F.linear(x, *wb) for x, *wb in zip((q, k, v), W.chunk(3), biases))
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))
+    if 0 < p < 1 and q.device.type == 'cpu':
+        A = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+        y = A * keep_factors(A, p) @ v
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
+    return attn.out_proj(join_heads(y))
+
+
+def query_ffn(dim: int, hidden: int, dropout: float) -> nn.Sequential:
+    "`feed_forward` with the dropout above."
+    first, activation, _, last = feed_forward(dim, hidden, dropout)
+    return nn.Sequential(first, activation, Dropout(dropout), last)
+
 # %% ../../nbs/nn/15_queries.ipynb #6f2cf03f
 class QueryLayer(nn.Module):
     "Queries [N,Q,C] that attend to each other and to keys and values [N,S,C]; post-norm."
@@ -51,12 +122,12 @@ class QueryLayer(nn.Module):
         options = dict(dropout=dropout, bias=bias, batch_first=True)
         self.self_attn = nn.MultiheadAttention(dim, heads, **options)
         self.cross_attn = nn.MultiheadAttention(dim, heads, **options)
-        self.ffn = feed_forward(dim, hidden, dropout)
-        self.norms, self.dropout = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3)), nn.Dropout(dropout)
+        self.ffn = query_ffn(dim, hidden, dropout)
+        self.norms, self.dropout = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3)), Dropout(dropout)
 
     def forward(self, q: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q = self.norms[0](q + self.dropout(self.self_attn(q, q, q, need_weights=False)[0]))
-        q = self.norms[1](q + self.dropout(self.cross_attn(q, key, value, need_weights=False)[0]))
+        q = self.norms[0](q + self.dropout(attend(self.self_attn, q, q, q)))
+        q = self.norms[1](q + self.dropout(attend(self.cross_attn, q, key, value)))
         return self.norms[2](q + self.dropout(self.ffn(q)))
 
 # %% ../../nbs/nn/15_queries.ipynb #3b44ffaf
@@ -90,20 +161,43 @@ class AudioMixer(nn.Module):
             setattr(self, name, nn.Linear(dim, dim, bias=False))
         self.project = nn.Linear(dim, dim) if form != 'pixels' else None
 
+    def heard(self, q: Tensor, pixels: Tensor) -> Tensor:
+        "What q [N,M,1,d] finds among pixels [N,P,C], with keys and values of them: [N,M,1,d]."
+        if _few(q, pixels):
+            return attend_few(q * q.shape[-1] ** -0.5, self.k.weight, self.v.weight, None, pixels)
+        k, v = (split_heads(f(pixels), self.heads) for f in (self.k, self.v))
+        return F.scaled_dot_product_attention(q, k, v)
+
     def forward(self, x: Tensor, audio: Tensor) -> Tensor:
         pixels = rearrange(x, 'n c h w -> n (h w) c')
-        q, k = split_heads(self.q(audio[:, None]), self.heads), split_heads(self.k(pixels), self.heads)
+        q = split_heads(self.q(audio[:, None]), self.heads)
         if self.project is None:  # one weight for each pixel, of the head to which a channel belongs
-            w = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+            w = (q @ split_heads(self.k(pixels), self.heads).mT / q.shape[-1] ** 0.5).softmax(-1)
             return x + x * repeat(w, 'n m 1 (h w) -> n (m d) h w', d=q.shape[-1], h=x.shape[-2])
-        v = split_heads(self.v(pixels), self.heads)
-        w = self.project(join_heads(F.scaled_dot_product_attention(q, k, v))[:, 0])[..., None, None]
+        w = self.project(join_heads(self.heard(q, pixels))[:, 0])[..., None, None]
         return x + x * w if self.form == 'channels' else x * w.sigmoid()
 
+# %% ../../nbs/nn/15_queries.ipynb #4028a5ba
+def channels_together(x: Tensor) -> bool:
+    "Whether the channels of each pixel of x [N,C,h,w] lie side by side in memory, pixel after pixel."
+    return x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last)
+
 # %% ../../nbs/nn/15_queries.ipynb #75f5917d
+class _ByPixel(nn.Sequential):
+    "1x1 convolutions and functions of one value; where channels lie together, as the products that they are."
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not channels_together(x):
+            return super().forward(x)
+        h, x = x.shape[2], rearrange(x, 'n c h w -> n (h w) c')
+        for m in self:
+            x = F.linear(x, m.weight[..., 0, 0], m.bias) if isinstance(m, nn.Conv2d) else m(x)
+        return rearrange(x, 'n (h w) c -> n c h w', h=h)
+
+
 def pixel_mlp(queries: int, hidden: int, dim: int) -> nn.Sequential:
     "queries -> hidden -> hidden -> dim for each pixel, with ReLU between: [N,Q,h,w] to [N,C,h,w]."
-    return nn.Sequential(
+    return _ByPixel(
         nn.Conv2d(queries, hidden, 1),
         nn.ReLU(),
         nn.Conv2d(hidden, hidden, 1),
@@ -126,6 +220,14 @@ class MaskHead(nn.Module):
         return self.out(F.relu(self.narrow(resize(self.wide(x), size))))
 
 # %% ../../nbs/nn/15_queries.ipynb #1d46e449
+def products(q: Tensor, x: Tensor) -> Tensor:
+    "Of queries [N,Q,C] and the pixels of x [N,C,h,w]: [N,Q,h,w], with x's order in memory."
+    if not channels_together(x):
+        return torch.einsum('nqc,nchw->nqhw', q, x)
+    y = rearrange(x, 'n c h w -> n (h w) c') @ q.mT
+    return rearrange(y, 'n (h w) q -> n q h w', h=x.shape[2])
+
+
 class QueryMasks:
     "From queries to a mask; a mixin for a module with the parts `mixer`, `mlp` and `head`."
 
@@ -140,7 +242,7 @@ class QueryMasks:
         "Logits [N,K,H,W] and the mixed mask feature [N,C,h,w]."
         mixed = tap('mixed', self.mixer(tap('mask_feature', feature), audio))
         del feature  # a map as large as `mixed`, let go before the head
-        by_query = tap('query_maps', torch.einsum('nqc,nchw->nqhw', tap('decoded', q), mixed))
+        by_query = tap('query_maps', products(tap('decoded', q), mixed))
         return self.head(tap('fus_out', mixed + self.mlp(by_query)), size), mixed
 
 # %% ../../nbs/nn/15_queries.ipynb #5e1d6a11
