@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['units', 'seeds_mean', 'pooled_pixels', 'class_sums', 'class_score', 'class_interval', 'semantic', 'score_of',
            'score_interval', 'units_mean', 'score_draws', 'group_of', 'kind_of', 'same_clips', 'drawn_runs',
-           'difference']
+           'difference', 'row_settling']
 
 # %% ../../nbs/analysis/15_scores.ipynb #650623a9
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from ..core.errors import check
 from ..core.seeding import rng
-from ..metrics.differences import Runs, common_noise, effect_of
+from ..metrics.differences import Runs, effect_of, pairable, pooled_noise
 from ..metrics.statistics import NOTHING, Interval, draws, paired_bootstrap, t_interval
+from ..metrics.verdicts import Settling, settling
 from ..train.store import RunResult
 
 # %% ../../nbs/analysis/15_scores.ipynb #5ba466e9
@@ -181,6 +182,13 @@ def difference(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) -> I
     same_clips([*a, *b])
     runs = {(n, seed): x for n, (found, _) in enumerate(drawn) for (_, seed), x in found.items()}
     groups = drawn[0][1]
-    noise = common_noise(runs, (0, 1), groups)
+    noise = pooled_noise(runs, groups, None if pairable(runs, (0, 1)) else False)
     effect = effect_of(runs, {0: 1.0, 1: -1.0}, {0: noise, 1: noise}, groups)
     return Interval(effect.value, np.nan, np.nan) if effect.reason else effect.interval()
+
+# %% ../../nbs/analysis/15_scores.ipynb #bc803d3f
+def row_settling(histories: Sequence[Sequence[Mapping]]) -> Settling:
+    "What the validation of a row's runs says, from their `history`; as many epochs as all of them have."
+    curves = [[100 * h['val'] for h in epochs if h.get('val') is not None] for epochs in histories]
+    length = min(map(len, curves))
+    return settling([c[:length] for c in curves])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Runs', 'SEEDS_COUNT', 'Effect', 'p_value', 'smallest_effect', 'clip_groups', 'RunNoise', 'pooled_noise', 'effect_of',
-           'common_noise', 'score_difference', 'sum_of_effects']
+           'pairable', 'score_difference', 'sum_of_effects']
 
 # %% ../../nbs/metrics/41_differences.ipynb #2dfbcb22
 import math
@@ -143,7 +143,7 @@ def pooled_noise(
     within = rest.var(1, ddof=1).sum() / fit.df_resid * groups / (groups - 1) if rest.size else 0.0
     return RunNoise(float(fit.mse_resid), float(within), int(fit.df_resid), fit is not fits[0], p)
 
-# %% ../../nbs/metrics/41_differences.ipynb #0c094620
+# %% ../../nbs/metrics/41_differences.ipynb #a8b99132
 def _counted(runs: Runs, rows: Iterable[Hashable]) -> tuple[dict[Hashable, list[int]], bool]:
     "The seeds that count of every row, and whether they are the same for all."
     own = {row: {seed for name, seed in runs if name == row} for row in rows}
@@ -161,6 +161,8 @@ def _satterthwaite(parts: Iterable[tuple[float, float]]) -> float:
     "Degrees of freedom of a sum of variances (value, its own degrees of freedom)."
     parts = list(parts)
     below = sum(v**2 / df for v, df in parts)
+    if math.isnan(below):
+        return math.nan
     return sum(v for v, _ in parts) ** 2 / below if below > 0 else math.inf
 
 # %% ../../nbs/metrics/41_differences.ipynb #de929d77
@@ -188,14 +190,11 @@ def effect_of(
         value, sum(run.values()) ** 0.5, max(clip, 0.0) ** 0.5, _satterthwaite(parts), fewest, reason
     )
 
-# %% ../../nbs/metrics/41_differences.ipynb #9b2113bd
-def common_noise(
-    runs: Runs, rows: Iterable[Hashable], groups: int, pool: Runs | None = None
-) -> RunNoise | None:
-    "The noise of `pool` (default: `runs`) for a sum of `rows`: by seed only where they share two or more."
+# %% ../../nbs/metrics/41_differences.ipynb #5bbd2ee0
+def pairable(runs: Runs, rows: Iterable[Hashable]) -> bool:
+    "Whether the rows have two seeds or more in common, so that they can be taken seed by seed."
     seeds, shared = _counted(runs, rows)
-    together = shared and min(map(len, seeds.values())) > 1
-    return pooled_noise(pool or runs, groups, None if together else False)
+    return shared and min(map(len, seeds.values())) > 1
 
 
 def score_difference(
@@ -218,7 +217,7 @@ def score_difference(
         first = 0 if same_seeds else 1000 * row
         runs |= {(row, first + seed): weighted_mean(scores, w) for seed, scores in enumerate(x)}
     count = w.shape[1] if groups is None else len(set(groups))
-    noise = common_noise(runs, (0, 1), count)
+    noise = pooled_noise(runs, count, None if pairable(runs, (0, 1)) else False)
     return effect_of(runs, {0: 1.0, 1: -1.0}, {0: noise, 1: noise}, count)
 
 # %% ../../nbs/metrics/41_differences.ipynb #0a977334

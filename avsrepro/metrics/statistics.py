@@ -139,7 +139,7 @@ def draws(clips: int, n: int = 2000, seed: int = 0, groups: Sequence | None = No
     """How often each clip is drawn, `[n + 1, clips]`; the first line is every clip once.
 
     `groups`: a label for each clip; clips of one group are drawn together."""
-    label = np.arange(clips) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
+    label = np.arange(clips) if groups is None else pd.factorize(np.asarray(groups))[0]
     check(len(label) == clips, f'groups: expected a label for each of {clips} clips, found {len(label)}.')
     count = label.max() + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n)

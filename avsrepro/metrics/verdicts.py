@@ -125,15 +125,15 @@ def settling(
     rise = float(line.slope * (len(last) - 1))
     return Settling(rise, noise, len(y), bool(rise <= max(RISE, noise)))
 
-# %% ../../nbs/metrics/42_verdicts.ipynb #f3ce0532
+# %% ../../nbs/metrics/42_verdicts.ipynb #2462f7f8
 def survives_holm(
     p: Sequence[float],  # NaN: not tested
     contrasts: Sequence[Hashable],  # what each is a test of
     level: float = 0.05,
-) -> list[bool]:
+) -> np.ndarray:
     "Which tests are still below `level` among all of them; equal contrasts count once."
     first = {c: v for c, v in reversed(list(zip(contrasts, p))) if math.isfinite(v)}
     if not first:
-        return [False] * len(p)
+        return np.zeros(len(p), bool)
     kept = dict(zip(first, multipletests(list(first.values()), level, 'holm')[0]))
-    return [math.isfinite(v) and bool(kept[c]) for v, c in zip(p, contrasts)]
+    return np.array([math.isfinite(v) and bool(kept[c]) for v, c in zip(p, contrasts)])
