@@ -9,7 +9,6 @@ __all__ = ['READ_KEY', 'ERRORS', 'EARLIER', 'NOT_RUN', 'published_effect', 'read
 # %% ../../nbs/report/28_judging.ipynb #742bd09a
 import math
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
