@@ -224,7 +224,7 @@ def unheard(experiment: Experiment, scores: RowScores, setting: str, metrics: Se
     effect = scores.effect(pair, metric)
     if effect.reason or effect.interval().low > 0:
         return effect.reason
-    return f'{experiment.reference} no better than silence ({effect.interval().text(1, "+")} {metric})'
+    return f'{experiment.reference} no better than silence'
 
 
 def unsettled(scores: RowScores, row: str, setting: str) -> str:
