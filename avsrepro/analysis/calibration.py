@@ -17,28 +17,27 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
-from .scores import drawn_runs, kind_of
+from .scores import drawn_runs, noise_kind
 from ..core.errors import check
 from avsrepro.metrics.differences import (
+    DrawnRuns,
     Effect,
     RunNoise,
-    Runs,
     effect_of,
     pairable,
     pooled_noise,
     smallest_effect,
 )
-from ..metrics.statistics import Interval, draws, of_draws, weighted_mean
+from ..metrics.statistics import Interval, draws, of_draws
 from ..train.store import RunResult
 
 # %% ../../nbs/analysis/86_calibration.ipynb #2c4fcb13
 RULES = ('clips alone', 'added', 'the rule')
 
 
-def intervals_by_rule(runs: Runs, a: str, b: str, noise: RunNoise, groups: int) -> dict[str, Interval]:
+def intervals_by_rule(runs: DrawnRuns, a: str, b: str, noise: RunNoise, groups: int) -> dict[str, Interval]:
     "The 95 % interval of row `a` less row `b` by each of `RULES`."
     means = [np.mean([x for (row, _), x in runs.items() if row == name], 0) for name in (a, b)]
     pair, of = {a: 1.0, b: -1.0}, dict.fromkeys((a, b))
@@ -186,7 +185,7 @@ class Visibility:
         return float(fewest)
 
 # %% ../../nbs/analysis/86_calibration.ipynb #bfade89f
-def visibility(runs: Runs, groups: int) -> Visibility:
+def visibility(runs: DrawnRuns, groups: int) -> Visibility:
     "From rows of one kind on one setting; with one row the clips' part is what runs make of them."
     noise, rows = pooled_noise(runs, groups, False), list(dict.fromkeys(row for row, _ in runs))
     check(noise is not None, 'the noise of seeds takes a row with two seeds or more.')
@@ -197,7 +196,7 @@ def visibility(runs: Runs, groups: int) -> Visibility:
     return Visibility(noise.run**0.5, clip, groups)
 
 # %% ../../nbs/analysis/86_calibration.ipynb #df450b5d
-def _by_setting(results: Sequence[RunResult], metric: str) -> dict[str, tuple[Runs, int]]:
+def _by_setting(results: Sequence[RunResult], metric: str) -> dict[str, tuple[DrawnRuns, int]]:
     settings = dict.fromkeys(r.spec.setting for r in results)
     return {s: drawn_runs([r for r in results if r.spec.setting == s], metric) for s in settings}
 
@@ -224,10 +223,10 @@ POINTS = (1.0, 2.0, 3.0, 5.0)
 
 def visibilities(results: Sequence[RunResult], metric: str) -> dict[str, Visibility]:
     "By setting and model: what can be seen among its rows."
-    models = dict.fromkeys((r.spec.setting, kind_of(r)) for r in results)
+    models = dict.fromkeys((r.spec.setting, noise_kind(r)) for r in results)
     found = {}
     for setting, kind in models:
-        own = [r for r in results if (r.spec.setting, kind_of(r)) == (setting, kind)]
+        own = [r for r in results if (r.spec.setting, noise_kind(r)) == (setting, kind)]
         name = f'{setting}, {kind[0]}' + (' in silence' if kind[1] == 'zeroed' else '')
         found[name] = visibility(*drawn_runs(own, metric))
     return found
