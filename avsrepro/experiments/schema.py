@@ -67,6 +67,9 @@ class Claim:
     rows: tuple[str, str]  # the better and the worse one, as printed
     against: tuple[str, tuple[str, str]] | None = None  # interaction: setting and rows of what is subtracted
     bound: float | None = None  # the effect stays below it
+    margin: float | None = None  # equivalence: the effect, whatever its sign, stays below it
+    ours: bool = False  # the margin or bound is ours, the paper states none
+    quote: str = ''  # the paper's words; '' where a table alone says it
     where: str = ''  # section and table; default: `WHERE` of the notebook
     ours_in: str = ''  # setting of our results where the paper states none
     ours_metric: str = ''  # metric of our results where the printed one means nothing on another machine
@@ -77,14 +80,25 @@ class Claim:
     paper: str = ''
 
     def __post_init__(self):
-        both = self.against is not None and self.bound is not None
-        check(not both, f"claim '{self.id}': is an interaction or has a bound, not both.")
+        limits = sum(v is not None for v in (self.against, self.bound, self.margin))
+        check(
+            limits < 2, f"claim '{self.id}': is an interaction or has a bound or a margin, not two of them."
+        )
+        limited = self.bound is not None or self.margin is not None
+        check(limited or not self.ours, f"claim '{self.id}': no margin or bound that could be ours.")
+        check(self.margin is None or self.margin > 0, f"claim '{self.id}': the margin must be above 0.")
+        words = self.margin is None or self.quote
+        check(words, f"claim '{self.id}': an equivalence needs the paper's words, a `quote`.")
         check(len(self.rows) == 2, f"claim '{self.id}': expected two rows, found {self.rows}.")
 
     @property
     def kind(self) -> str:
-        "difference, interaction or bound."
-        return 'interaction' if self.against else 'difference' if self.bound is None else 'bound'
+        "difference, interaction, bound or equivalence."
+        if self.against:
+            return 'interaction'
+        if self.margin is not None:
+            return 'equivalence'
+        return 'difference' if self.bound is None else 'bound'
 
 # %% ../../nbs/experiments/10_schema.ipynb #0e88a4e1
 def gaps(claim: Claim) -> list[tuple[int, str, str, str]]:
