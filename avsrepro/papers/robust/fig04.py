@@ -29,10 +29,10 @@ APART = 'they are well-separated (0.75 for positive vs. 0.30 for negative)'
 
 # fmt: off
 CLAIMS = [
-    Claim('similarity-before-s4', 'Before training, positive and negative pairs are about as similar on S4.',
+    Claim('similarity-before-s4', 'Before training, positive and negative pairs are equally similar on S4.',
           'unstated', 'similarity', BEFORE, stated=0.5 - 0.5, margin=0.05, ours=True, ours_in='s4',
           quote=BOTH_HALF),
-    Claim('similarity-before-ms3', 'Before training, positive and negative pairs are about as similar on MS3.',
+    Claim('similarity-before-ms3', 'Before training, positive and negative pairs are equally similar on MS3.',
           'unstated', 'similarity', BEFORE, stated=0.5 - 0.5, margin=0.05, ours=True, ours_in='ms3',
           quote=BOTH_HALF),
     Claim('similarity-after-s4', 'After training, positive pairs are more similar than negative on S4.',
