@@ -2,40 +2,20 @@
 
 import csv
 import re
-import unicodedata
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from papers_texts import TEXTS, plain, text_of
 
-from avsrepro.core.paths import repo_root
 from avsrepro.experiments.registry import claims, experiments
 from avsrepro.report.judging import published_effect
 from avsrepro.report.published import published_long, published_path
-
-TEXTS = dict(sdavs='sdavs', ddeseg='ddeseg', robust='avsbench_robust', selm='selm')
 
 # What only a table says, without a word in the text.
 TABLE_ALONE = {
     'sdavs': {'swin-s4', 'swin-ms3', 'swin-avss'},
     'selm': {f'selm-pvt-{s}' for s in ('s4', 'f-s4', 'ms3', 'f-ms3', 'avss', 'f-avss')},
 }
-
-
-def papers() -> Path:
-    "The folder of the papers' texts, beside a checkout or in /work/shared; the test is skipped without it."
-    for folder in (repo_root() / 'shared' / 'papers', Path('/work/shared/papers')):
-        if folder.is_dir():
-            return folder
-    pytest.skip("the papers' texts are not here")
-
-
-def plain(text: str) -> str:
-    "Letters, digits and signs alone: no white space, hyphens, mark-up of formulas, kinds of quotation marks."
-    text = unicodedata.normalize('NFKC', text)
-    text = re.sub(r'\\(?:mathcal|mathbf|text|mathbb)\s*', '', text).replace('\\beta', 'β')
-    text = text.replace('’', "'").replace('‘', "'").replace('“', '"').replace('”', '"')
-    return re.sub(r'[\s\-–—$\\{}*]', '', text)
 
 
 def test_plain_joins_what_a_line_end_parts():
@@ -46,7 +26,7 @@ def test_plain_joins_what_a_line_end_parts():
 
 @pytest.mark.parametrize('paper', TEXTS)
 def test_quotes_are_the_papers_words(paper):
-    text = plain((papers() / f'{TEXTS[paper]}.txt').read_text(encoding='utf-8'))
+    text = text_of(paper)
     quoted = [c for c in claims() if c.paper == paper and c.quote]
     assert quoted
     assert not [f'{c.id}: {c.quote}' for c in quoted if plain(c.quote) not in text]
