@@ -186,14 +186,18 @@ class ClipScores:
         source, clips = self.results[0].spec.data['source'], self.tests[setting]
         return [n for n, c in self.conditions.items() if heard_with(clips, c, source)]
 
-    def matrix(self, row: str, setting: str, name: str, protocol: str = 'robust-legacy') -> np.ndarray:
-        "J, F and share marked of every clip under a condition, `[clips, 3]`, mean over the seeds."
+    def matrices(self, row: str, setting: str, name: str, protocol: str = 'robust-legacy') -> np.ndarray:
+        "J, F and share marked of every clip under a condition, by seed: `[seeds, clips, 3]`."
         clips, each = self.tests[setting], []
         for r in self.results:
             if (r.spec.row, r.spec.setting) == (row, setting):
                 found = scores_under(r, clips, self.conditions[name])[protocol]
                 each.append(clip_matrix(found['clips'], clips.ids))
-        return np.mean(each, 0)
+        return np.array(each)
+
+    def matrix(self, row: str, setting: str, name: str, protocol: str = 'robust-legacy') -> np.ndarray:
+        "The mean of `matrices` over the seeds, `[clips, 3]`."
+        return self.matrices(row, setting, name, protocol).mean(0)
 
     def area(self, setting: str) -> float:
         "The share of a frame that sounding objects fill: the FPR of a model that never listens."

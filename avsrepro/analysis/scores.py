@@ -4,17 +4,21 @@
 
 # %% auto #0
 __all__ = ['units', 'seeds_mean', 'pooled_pixels', 'class_sums', 'class_score', 'class_interval', 'semantic', 'score_of',
-           'score_interval', 'difference', 'units_mean', 'score_draws']
+           'score_interval', 'units_mean', 'score_draws', 'group_of', 'kind_of', 'same_clips', 'drawn_runs',
+           'difference', 'row_settling']
 
 # %% ../../nbs/analysis/15_scores.ipynb #650623a9
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from ..core.errors import check
 from ..core.seeding import rng
-from ..metrics.statistics import NOTHING, Interval, paired_bootstrap, t_interval
+from ..metrics.differences import Runs, effect_of, pairable, pooled_noise
+from ..metrics.statistics import NOTHING, Interval, draws, paired_bootstrap, t_interval
+from ..metrics.verdicts import Settling, settling
 from ..train.store import RunResult
 
 # %% ../../nbs/analysis/15_scores.ipynb #5ba466e9
@@ -91,16 +95,13 @@ def class_score(
     return 100 * (ratio * counted).sum(1) / counted.sum(1).clip(min=1)
 
 # %% ../../nbs/analysis/15_scores.ipynb #ef7ec7b6
-def class_interval(a: Sequence[RunResult], b: Sequence[RunResult], metric: str, n: int = 10_000) -> Interval:
-    """Class-wise score of `a` (minus that of `b`, if given), seeds averaged.
-
-    With the percentile-bootstrap interval over clips, paired."""
+def class_interval(a: Sequence[RunResult], metric: str, n: int = 10_000) -> Interval:
+    "Class-wise score of `a`, seeds averaged, with the percentile-bootstrap interval over clips."
     clips = len(a[0].scores)
     weights = rng('class bootstrap').multinomial(clips, [1 / clips] * clips, size=n).astype(float)
 
     def score(w: np.ndarray | None) -> np.ndarray:
-        own = np.mean([class_score(r, metric, w) for r in a], 0)
-        return own - np.mean([class_score(r, metric, w) for r in b], 0) if b else own
+        return np.mean([class_score(r, metric, w) for r in a], 0)
 
     value = float(score(None)[0])
     if clips < 2:
@@ -123,23 +124,9 @@ def score_interval(results: Sequence[RunResult], metric: str) -> Interval:
     if len(results) > 1:
         return t_interval([score_of(r, metric) for r in results])
     if semantic(results[0]):
-        return class_interval(results, [], metric)
+        return class_interval(results, metric)
     u = units(results[0], metric)
     return paired_bootstrap(u, np.zeros(len(u)), groups=u.index.to_numpy()) if len(u) else NOTHING
-
-# %% ../../nbs/analysis/15_scores.ipynb #03c6f161
-def difference(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) -> Interval:
-    "Score of `a` minus score of `b`, paired by clip, seeds averaged, with the bootstrap interval over clips."
-    same = [c['id'] for c in a[0].scores] == [c['id'] for c in b[0].scores]
-    check(same, 'two rows were tested on different clips; a paired difference needs the same.')
-    if semantic(a[0]):
-        return class_interval(a, b, metric)
-    x, y = seeds_mean(a, metric), seeds_mean(b, metric)
-    check(
-        list(x.index) == list(y.index),
-        'two rows have scores of different frames; a difference needs the same.',
-    )
-    return paired_bootstrap(x, y, groups=x.index.to_numpy()) if len(x) else NOTHING
 
 # %% ../../nbs/analysis/15_scores.ipynb #9ab60002
 def units_mean(values: pd.Series, ids: Sequence[str], weights: np.ndarray) -> np.ndarray:
@@ -156,3 +143,52 @@ def score_draws(result: RunResult, metric: str, weights: np.ndarray) -> np.ndarr
     if semantic(result):
         return class_score(result, metric, weights)
     return units_mean(units(result, metric), [c['id'] for c in result.scores], weights)
+
+# %% ../../nbs/analysis/15_scores.ipynb #33cea7a7
+def group_of(clip: str) -> str:
+    "The video or picture that a clip was made from, by its name; the name itself where it says nothing."
+    video = re.fullmatch(r'(.{11})(_\d+)+', clip)  # AVSBench: a YouTube id and seconds
+    picture = re.fullmatch(r'(\d{12})(_\d+)*', clip)  # VPO: a picture and sounds
+    found = video or picture
+    return found[1] if found else clip
+
+
+def kind_of(result: RunResult) -> tuple[str, str]:
+    "What rows have to share to have one noise of seeds: model and hearing."
+    return result.spec.model, result.spec.audio
+
+
+def same_clips(results: Sequence[RunResult]) -> list[str]:
+    "The names of the test clips of all runs; `InputError` where they differ."
+    ids = [c['id'] for c in results[0].scores]
+    check(
+        all([c['id'] for c in r.scores] == ids for r in results),
+        'two rows were tested on different clips; a paired difference needs the same.',
+    )
+    return ids
+
+# %% ../../nbs/analysis/15_scores.ipynb #19797f2b
+def drawn_runs(results: Sequence[RunResult], metric: str) -> tuple[Runs, int]:
+    "Runs of one setting as `effect_of` takes them, scores in percent, and the number of groups of clips."
+    ids = same_clips(results)
+    groups = [group_of(c) for c in ids]
+    w = draws(len(ids), groups=groups)
+    return {(r.spec.row, r.spec.seed): score_draws(r, metric, w) for r in results}, len(set(groups))
+
+
+def difference(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) -> Interval:
+    "Score of `a` minus score of `b` with its interval over seeds and clips; without ends for one seed."
+    drawn = [drawn_runs(rs, metric) for rs in (a, b)]
+    same_clips([*a, *b])
+    runs = {(n, seed): x for n, (found, _) in enumerate(drawn) for (_, seed), x in found.items()}
+    groups = drawn[0][1]
+    noise = pooled_noise(runs, groups, None if pairable(runs, (0, 1)) else False)
+    effect = effect_of(runs, {0: 1.0, 1: -1.0}, {0: noise, 1: noise}, groups)
+    return Interval(effect.value, np.nan, np.nan) if effect.reason else effect.interval()
+
+# %% ../../nbs/analysis/15_scores.ipynb #bc803d3f
+def row_settling(histories: Sequence[Sequence[Mapping]]) -> Settling:
+    "What the validation of a row's runs says, from their `history`; as many epochs as all of them have."
+    curves = [[100 * h['val'] for h in epochs if h.get('val') is not None] for epochs in histories]
+    length = min(map(len, curves))
+    return settling([c[:length] for c in curves])

@@ -20,7 +20,7 @@ import seaborn as sns
 from IPython.display import Markdown
 
 from ..experiments.registry import experiments
-from ..metrics.statistics import VERDICTS
+from ..metrics.verdicts import VERDICTS, Verdict
 from .figures import look
 from .files import results_folder, write_page
 from .judging import NOT_RUN, claims_table
@@ -51,35 +51,42 @@ def judged_claims(folder: Path) -> pd.DataFrame:
     "`claims_table` with the `reason` of every claim that was not run."
     judged, written = claims_table(folder), {p.parent.name for p in folder.glob('*/table.csv')}
     reasons = []
-    for page, word in zip(judged.page, judged.verdict):
+    for page, word, reason in zip(judged.page, judged.verdict, judged.reason):
         missing = f'{page} does not hold what is compared' if page in written else f'{page} not run'
-        reasons.append(missing if word == NOT_RUN else '')
+        reasons.append(missing if word == NOT_RUN else reason)
     return judged.assign(reason=reasons)
 
 
 def verdict_counts(judged: pd.DataFrame) -> pd.Series:
-    "Number of claims by verdict, those not run last."
-    counts = judged.verdict.value_counts().reindex([*VERDICTS, NOT_RUN], fill_value=0)
-    return counts.rename('claims').rename_axis('verdict')
+    "Number of contrasts by verdict, those not run last; claims of the same contrast count once."
+    once = judged.drop_duplicates('contrast') if 'contrast' in judged else judged
+    counts = once.verdict.value_counts().reindex([*VERDICTS, NOT_RUN], fill_value=0)
+    return counts.rename('contrasts').rename_axis('verdict')
 
 # %% ../../nbs/report/30_claims.ipynb #acc12127
 def _signed(v: float) -> str:
     return '' if pd.isna(v) else f'{v:+.3g}' if abs(v) < 100 else f'{v:+.1f}'
 
 
+def _beside(c: Any) -> str:
+    "What stands beside a verdict: ratio, smallest visible effect or reason, and * for Holm."
+    text = Verdict(c.verdict, c.ratio, c.smallest, c.reason).text(2)[len(c.verdict) :].strip(' ()')
+    return f'{text} \\*'.strip() if c.holm else text
+
+
 def _effects(part: pd.DataFrame) -> str:
     "Claims with the published effect and ours, as a table."
-    ours = [
-        f'{_signed(v)} [{_signed(low)}, {_signed(high)}]'
-        for v, low, high in zip(part.ours, part.low, part.high)
-    ]
+    ours = []
+    for v, low, high in zip(part.ours, part.low, part.high):
+        ours.append(f'{_signed(v)} [{_signed(low)}, {_signed(high)}]' if pd.notna(low) else _signed(v))
     shown = part[['claim', 'where', 'metric']]
-    shown = shown.assign(published=[_signed(v) for v in part.published], ours=ours)
+    beside = [_beside(c) for c in part.itertuples()]
+    shown = shown.assign(published=[_signed(v) for v in part.published], ours=ours, beside=beside)
     return shown.to_markdown(index=False, disable_numparse=True)
 
 
 def verdicts_markdown(judged: pd.DataFrame, level: str = '###') -> str:
-    "A table of claims for every verdict but 'not run'."
+    "A table of claims for every verdict but 'not run'; * survives Holm's correction."
     sections = []
     for word in VERDICTS:
         part = judged[judged.verdict == word]
@@ -113,12 +120,13 @@ LINE, GAP, HEAD, FOOT = 0.31, 0.62, 0.4, 0.75  # inches: of a claim, between pan
 
 def _looks() -> dict[str, dict[str, Any]]:
     "How the mark of each verdict looks."
-    blue, orange, grey = (look()[i] for i in (0, 3, 7))
+    blue, orange, grey, pale = (*(look()[i] for i in (0, 3, 7)), 'lightgrey')
     styles = (
         dict(marker='o', color=blue),
         dict(marker='o', color=blue, markerfacecolor='white'),
-        dict(marker='s', color=grey, markerfacecolor='white'),
         dict(marker='X', color=orange),
+        dict(marker='s', color=grey, markerfacecolor='white'),
+        dict(marker='.', color=pale),
     )
     return dict(zip(VERDICTS, styles))
 
@@ -146,8 +154,8 @@ def _forest_panel(ax: plt.Axes, part: pd.DataFrame, looks: dict[str, dict]) -> N
         reach = [[max(c.ours - low, 0)], [max(high - c.ours, 0)]]
         ax.errorbar(c.ours, y - 0.12, xerr=reach, capsize=3, ms=7, lw=1.6, mew=1.6, **looks[c.verdict])
         ax.plot(c.published, y + 0.2, 'D', color='black', ms=5, markerfacecolor='none')
-        if pd.notna(c.bound):
-            ax.plot([c.bound] * 2, [y - 0.45, y + 0.45], '--', color='black', lw=1.4)
+        for edge in [v for v in (c.bound, -c.margin, c.margin) if pd.notna(v)]:
+            ax.plot([edge] * 2, [y - 0.45, y + 0.45], '--', color='black', lw=1.4)
     names = [f'{c.claim.rstrip(".")} ({c["where"].split("Table ")[-1]})' for _, c in part.iterrows()]
     ax.set_yticks(part.index, [fill(n, 58) for n in names], fontsize=9.5, linespacing=0.95)
     ax.set_ylim(len(part) - 0.4, -0.6)
@@ -172,7 +180,7 @@ def forest(judged: pd.DataFrame) -> plt.Figure:
     left, total = len(judged) - len(run), fig.get_figheight()
     title = f'Effects: ours, by verdict, and published. {left} of {len(judged)} claims not run.'
     fig.suptitle(title, fontsize=12, y=1 - 0.08 / total, va='top')
-    where = dict(loc='lower center', ncol=5, fontsize=10, frameon=False, bbox_to_anchor=(0.5, 0.02 / total))
+    where = dict(loc='lower center', ncol=6, fontsize=10, frameon=False, bbox_to_anchor=(0.5, 0.02 / total))
     fig.legend(handles=[*marks, plt.Line2D([], [], **printed)], **where)
     return fig
 
@@ -189,6 +197,14 @@ CLAIM_COLUMNS = [
     'ours',
     'low',
     'high',
+    'se_run',
+    'se_clip',
+    'df',
+    'smallest',
+    'ratio',
+    'p',
+    'holm',
+    'contrast',
     'verdict',
     'reason',
     'data',
@@ -250,8 +266,9 @@ def claims_text(page: ClaimsPage) -> str:
     return (
         f'# {e.table}: {e.title}\n\n'
         f'Data `{page.source}`, profile `{page.profile.name}`. Effect of each claim, published and ours '
-        "with its 95 % interval, in the metric's own direction (points of 100 for scores). "
-        'The claims share runs, so the counts are not independent tests.\n\n'
+        "with its 95 % interval over seeds and clips, in the metric's own direction (points of 100 for "
+        "scores). * survives Holm's correction over the claims of the paper; claims of the same contrast "
+        'are counted once.\n\n'
         f'{counts.reset_index().to_markdown(index=False)}\n\n'
         f'{verdicts_markdown(page.judged, "##")}\n\n'
         f'## Not run ({counts[NOT_RUN]})\n\n{not_run_markdown(page.judged)}\n\n'

@@ -24,11 +24,13 @@ from ..experiments.schema import Experiment
 from .figures import plot_table
 from .files import write_page
 from avsrepro.report.tables import (
+    CONTROL,
     RunScores,
     beyond,
     claimed_differences,
     every_seed,
     heading,
+    hearing_metric,
     intervals,
     labels,
     long_table,
@@ -218,7 +220,7 @@ class Built(Trained):
 class Page(Built):
     "The page of a table: `run`, then `table`, `figure`, `verdict`, `write`."
 
-    control: str = 'audio zeroed'  # the row that hears nothing
+    control: str = CONTROL  # the row that hears nothing
 
     def table(self) -> Markdown:
         "Rows as printed, published -> ours."
@@ -233,7 +235,7 @@ class Page(Built):
         "For every setting what the control loses: whether the data ask for sound at all."
         e, lines = self.experiment, []
         for s in e.settings:
-            metric = next(m for m in ('J_sounding', 'J', *e.metrics) if m in e.metrics)
+            metric = hearing_metric(e.metrics)
             name = 'J where something sounds' if metric == 'J_sounding' else metric
             if not self.runs(self.control, s):
                 lines.append(f'{s}: no control was run')

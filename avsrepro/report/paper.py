@@ -16,14 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from ..core.errors import unknown
+from ..analysis.scores import row_settling, score_of
+from ..core.errors import InputError, unknown
 from ..core.paths import repo_root, results_dir
 from ..experiments.profiles import built_in
 from ..experiments.registry import experiments, notebook_of, paper_names
-from ..metrics.statistics import VERDICTS
-from .judging import NOT_RUN
+from ..metrics.statistics import Interval
+from ..metrics.verdicts import VERDICTS, Verdict
+from .judging import EARLIER, NOT_RUN
+from ..train.store import RunResult
 
 # %% ../../nbs/report/40_paper.ipynb #51cf7e31
 class PaperFiles:
@@ -119,134 +121,113 @@ class SeedSpread(NamedTuple):
     rows: int  # how many have several seeds
     seeds: float  # of a row, the median of all rows
     deviation: float  # pooled standard deviation of a score, points
-    reach: float  # difference of two rows' means that it makes in 95 of 100 cases
 
 
 def _score(run: dict, metric: str) -> float:
-    "A score of a record, in percent; classes have their mean IoU for J."
-    means = run['means']
-    if 'mIoU' in means:
-        means = {'J': means['mIoU'], 'F': means['F'], 'J&F': (means['mIoU'] + means['F']) / 2}
-    return 100 * means.get(metric, np.nan)
+    "A score of a record as the pages have it, in percent; NaN where its runs have no such score."
+    try:
+        return score_of(RunResult.of(run), metric)
+    except (InputError, KeyError):
+        return np.nan
+
+
+def _rows(files: PaperFiles, name: str) -> dict[tuple[str, str], list[dict]]:
+    "The records of a folder by setting and by all that they share but the seed."
+    groups = {}
+    for r in files.runs(name):
+        same = [r['spec'][k] for k in ('model', 'options', 'data', 'train', 'audio')]
+        groups.setdefault((r['spec']['setting'], json.dumps(same, sort_keys=True)), []).append(r)
+    return groups
 
 # %% ../../nbs/report/40_paper.ipynb #e17cbf2f
 def seed_spread(files: PaperFiles, name: str, setting: str, metric: str) -> SeedSpread | None:
     "How far seeds spread a score; None if no row has several or the runs have no such score."
-    groups = {}
-    for r in files.runs(name):
-        spec, score = r['spec'], _score(r, metric)
-        if spec['setting'] != setting or not np.isfinite(score):
-            continue
-        same = [spec[k] for k in ('model', 'options', 'data', 'train', 'audio')]
-        groups.setdefault(json.dumps(same, sort_keys=True), {})[spec['seed']] = score
-    several = [list(g.values()) for g in groups.values() if len(g) > 1]
+    groups = []
+    for (s, _), runs in _rows(files, name).items():
+        scores = {r['spec']['seed']: _score(r, metric) for r in runs} if s == setting else {}
+        groups.append([v for v in scores.values() if np.isfinite(v)])
+    several = [g for g in groups if len(g) > 1]
     if not several:
         return None
     free = sum(len(g) - 1 for g in several)
     deviation = (sum((len(g) - 1) * np.var(g, ddof=1) for g in several) / free) ** 0.5
-    seeds = float(np.median([len(g) for g in groups.values()]))
-    reach = stats.t.ppf(0.975, free) * deviation * (2 / seeds) ** 0.5
-    return SeedSpread(len(several), seeds, deviation, reach)
-
-# %% ../../nbs/report/40_paper.ipynb #36a4b4fc
-def _read_differences(folder: Path, metric: str) -> pd.DataFrame:
-    "The differences of all tables of a folder in one metric, each once."
-    key, parts = ['row', 'against', 'setting', 'metric', 'ours_delta'], []
-    for path in sorted(folder.glob('tab*/differences.csv')):
-        d = pd.read_csv(path)
-        if set(key) <= set(d):
-            parts.append(d[d.metric == metric][key])
-    return pd.concat(parts).drop_duplicates(key) if parts else pd.DataFrame(columns=key)
+    return SeedSpread(len(several), float(np.median([len(g) for g in groups if g])), float(deviation))
 
 # %% ../../nbs/report/40_paper.ipynb #8114f65c
 def _spread_lines(files: PaperFiles, name: str, metric: str) -> Iterator[dict]:
-    differences = _read_differences(files.where[name], metric)
     for setting in dict.fromkeys(r['spec']['setting'] for r in files.runs(name)):
         spread = seed_spread(files, name, setting, metric)
-        if spread is None:
-            continue
-        found = differences[differences.setting == setting].ours_delta.dropna().abs()
-        yield {
-            'results': name,
-            'setting': setting,
-            'rows with several seeds': spread.rows,
-            'seeds of a row (median)': f'{spread.seeds:.0f}',
-            'between seeds (points)': f'{spread.deviation:.1f}',
-            'two rows differ by seed alone up to': f'{spread.reach:.1f}',
-            f'differences in {metric} beyond that': f'{(found > spread.reach).sum()} of {len(found)}',
-        }
+        if spread is not None:
+            yield {
+                'results': name,
+                'setting': setting,
+                'rows with several seeds': spread.rows,
+                'seeds of a row (median)': f'{spread.seeds:.0f}',
+                f'{metric} between seeds (points)': f'{spread.deviation:.1f}',
+            }
 
 
 def between_seeds(files: PaperFiles, metric: str = 'J') -> str:
-    "By setting: what seeds alone make, and how many differences on the pages of tables are larger."
+    "By setting: what seeds alone make of a score."
     lines = [line for name in files.where for line in _spread_lines(files, name, metric)]
     nothing = 'One seed each so far: what another seed would have given is not known.'
     return as_table(lines, nothing, disable_numparse=True)
 
 # %% ../../nbs/report/40_paper.ipynb #0ef7cced
-def _settled_line(name: str, setting: str, curves: list[list[float]]) -> dict:
-    gains = pd.Series([v[-1] - v[-2] for v in curves])
-    epochs = sorted({len(v) for v in curves})
+def _settled_line(name: str, setting: str, rows: list[list[dict]]) -> dict:
+    found = [row_settling([r['history'] for r in runs]) for runs in rows]
+    rises = pd.Series([f.rise for f in found])
     return {
         'results': name,
         'setting': setting,
-        'runs': len(curves),
-        'epochs': ' or '.join(map(str, epochs)),
-        'gain of the last epoch: mean': f'{gains.mean():+.1f}',
-        'smallest, largest': f'{gains.min():+.1f}, {gains.max():+.1f}',
-        'best in the last epoch': f'{sum(v[-1] == max(v) for v in curves)} of {len(curves)}',
+        'epochs': ' or '.join(map(str, sorted({f.epochs for f in found}))),
+        'settled': f'{sum(f.settled for f in found)} of {len(found)} rows',
+        'rise over the last third, points: median': number(rises.median()),
+        'largest': number(rises.max()),
     }
 
 
 def settled(files: PaperFiles) -> str:
-    "By setting: how much the last epoch added on validation, and how many runs were best in it."
+    "By setting: how many rows had settled, and by how much validation rose at the end."
     lines = []
     for name in files.where:
         by_setting = {}
-        for r in files.runs(name):
-            curve = [100 * h['val'] for h in r['history'] if h.get('val') is not None]
-            if len(curve) > 1:
-                by_setting.setdefault(r['spec']['setting'], []).append(curve)
-        lines += [_settled_line(name, s, curves) for s, curves in by_setting.items()]
+        for (setting, _), runs in _rows(files, name).items():
+            by_setting.setdefault(setting, []).append(runs)
+        lines += [_settled_line(name, s, rows) for s, rows in by_setting.items()]
     return as_table(lines)
 
 # %% ../../nbs/report/40_paper.ipynb #adc9684f
-def _claim_line(c: Any, small: bool) -> str:
-    ours = f'{number(c.ours)} [{number(c.low)}, {number(c.high)}]'
-    star = ' \\*' if small else ''
-    return f'- {c.claim} ({c.metric}: published {number(c.published)}, ours {ours}){star}'
+def _claim_line(c: Any) -> str:
+    ends = f' [{number(c.low)}, {number(c.high)}]' if pd.notna(c.low) else ''
+    beside = Verdict(c.verdict, c.ratio, c.smallest, c.reason).text(2)[len(c.verdict) :].strip(' ()')
+    star = ' \\*' if c.holm else ''
+    published = f'{c.metric}: published {number(c.published)}, ours {number(c.ours)}{ends}'
+    return f'- {c.claim} ({published}{f"; {beside}" if beside else ""}){star}'
 
 
-def _reaches(files: PaperFiles, name: str, judged: pd.DataFrame) -> list[float | None]:
-    "For every claim what seeds alone make of its metric in its setting; None where that is not known."
-    if not {'setting', 'metric'} <= set(judged):
-        return [None] * len(judged)
-    known = {}
-    for key in set(zip(judged.setting, judged.metric)):
-        if all(isinstance(x, str) for x in key):
-            spread = seed_spread(files, name, *key)
-            known[key] = spread and spread.reach
-    return [known.get(key) for key in zip(judged.setting, judged.metric)]
+def _judged(path: Path) -> pd.DataFrame:
+    "The claims of a page; those judged by the earlier rule lose their verdicts."
+    t = pd.read_csv(path)
+    if 'holm' in t:
+        return t.assign(reason=t.reason.fillna('').astype(str))
+    words = t.verdict.where(t.verdict == NOT_RUN, 'not judged')
+    nothing = dict(ratio=np.nan, smallest=np.nan, low=np.nan, high=np.nan, holm=False)
+    return t.assign(verdict=words, reason=EARLIER, contrast=range(len(t)), **nothing)
 
 # %% ../../nbs/report/40_paper.ipynb #f763bd16
 def _claims_of(files: PaperFiles, name: str) -> str:
     path = files.where[name] / 'claims' / 'table.csv'
     if not path.is_file():
         return f'### {name}\n\nClaims: not run yet.'
-    t = pd.read_csv(path)
-    said = '; '.join(f'{(t.verdict == v).sum()} {v}' for v in (*VERDICTS, NOT_RUN))
-    run = t[t.verdict != NOT_RUN]
-    reach = _reaches(files, name, run)
-    small = [r is not None and abs(ours) < r for r, ours in zip(reach, run.ours)]
-    seeds = ''
-    if any(r is not None for r in reach):
-        seeds = (
-            f' Of {sum(r is not None for r in reach)} where several seeds were trained, {sum(small)} are no '
-            'larger than seeds alone can make a difference; they are marked *.'
-        )
-    parts = [f'### {name}', f'Of {len(t)} claims: {said}.{seeds}{_judged_before(files, name)}']
+    t = _judged(path)
+    once = t.drop_duplicates('contrast')
+    said = '; '.join(f'{(once.verdict == v).sum()} {v}' for v in (*VERDICTS, NOT_RUN))
+    holm = f" * survives Holm's correction ({once.holm.sum()})." if once.holm.any() else ''
+    same = f' in {len(once)} contrasts' if len(once) < len(t) else ''
+    parts = [f'### {name}', f'Of {len(t)} claims{same}: {said}.{holm}{_judged_before(files, name)}']
     for v in VERDICTS:
-        lines = [_claim_line(c, s) for c, s in zip(run.itertuples(), small) if c.verdict == v]
+        lines = [_claim_line(c) for c in t.itertuples() if c.verdict == v]
         if lines:
             parts.append(f'**{v.capitalize()}**\n\n' + '\n'.join(lines))
     return '\n\n'.join(parts)
@@ -311,6 +292,14 @@ def key_tables(files: PaperFiles, *metrics: str) -> str:
     return '\n\n'.join(_tables_of(files, name, metrics) for name in files.where) or 'Not run yet.'
 
 # %% ../../nbs/report/40_paper.ipynb #03a4a787
+def _hearing(c: Any) -> str:
+    "What a line of differences says of the row in silence."
+    if not pd.notna(getattr(c, 'se_run', np.nan)) or pd.isna(c.low):
+        return getattr(c, 'reason', '') if isinstance(getattr(c, 'reason', ''), str) else ''
+    word = 'worse' if c.high < 0 else 'better' if c.low > 0 else ''
+    return f'silence is {word}' if word else 'no difference seen'
+
+
 def control(files: PaperFiles, row: str = 'audio zeroed', metric: str = 'J&F') -> str:
     "The model without sound against the reference, on every page that scores both."
     lines = []
@@ -319,11 +308,11 @@ def control(files: PaperFiles, row: str = 'audio zeroed', metric: str = 'J&F') -
             d = pd.read_csv(path)
             if not {'row', 'setting', 'metric', 'ours_delta', 'low', 'high'} <= set(d):
                 continue
+            earlier = 'se_run' not in d
             for c in d[(d.row == row) & (d.metric == metric)].itertuples():
-                word = 'worse' if c.high < 0 else 'better' if c.low > 0 else ''
-                points = f'{c.ours_delta:+.1f} [{c.low:+.1f}, {c.high:+.1f}]'
+                ends = Interval(c.ours_delta, *((np.nan, np.nan) if earlier else (c.low, c.high)))
                 line = dict(results=name, page=path.parent.name, setting=c.setting)
-                line[f'{metric}, silence minus sound (points)'] = points
-                line['reading'] = f'silence is {word}' if word else 'no difference seen'
+                line[f'{metric}, silence minus sound (points)'] = ends.text(1, '+')
+                line['reading'] = 'one run, clips alone' if earlier else _hearing(c)
                 lines.append(line)
     return as_table(lines)

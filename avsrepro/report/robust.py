@@ -13,17 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
 from ..analysis.conditions import ClipScores, Condition, columns, paper_conditions
+from ..analysis.scores import group_of
 from ..experiments.schema import Experiment
 from ..metrics.robust import ROBUST_PROTOCOLS
 from ..metrics.statistics import draws
 from .figures import dots, intervals_of, legend_below, look
 from .page import Page
 from .published import published, published_tables
-from .tables import KEY, DrawnScores, cells, intervals, long_table, with_published
+from avsrepro.report.tables import (
+    KEY,
+    RULE,
+    DrawnScores,
+    beyond,
+    cells,
+    claimed_differences,
+    intervals,
+    long_table,
+    sight,
+    with_published,
+)
 
 # %% ../../nbs/report/20_robust.ipynb #a0f1bb85
 ON_ONE_PAGE = dict(robust_tab05=('robust_tab06',))  # tables that share a page
@@ -48,18 +61,24 @@ class RobustScores(DrawnScores):
     "The printed columns of runs under several sounds, by one protocol: percent, and fractions for FPR."
 
     def __init__(self, clip_scores: ClipScores, protocol: str = 'robust-legacy', aside: Sequence[str] = ()):
-        self.protocol, drawn = protocol, {}
+        self.protocol, self.aside, drawn = protocol, aside, {}
         for setting, clips in clip_scores.tests.items():
-            weights, heard = draws(len(clips)), clip_scores.heard(setting)
+            weights = draws(len(clips.ids), groups=[group_of(c) for c in clips.ids])
             for row in dict.fromkeys(r.spec.row for r in clip_scores.results if r.spec.setting == setting):
-                found = {n: clip_scores.matrix(row, setting, n, protocol) for n in heard}
-                apart = {n: found.pop(n) for n in heard if n in aside}
-                values = columns(found, weights, protocol)
-                if apart:
-                    more = columns(apart, weights, protocol)
-                    values |= {m: x for m, x in more.items() if m != 'G-FPR'}
-                drawn[setting, row] = values
+                heard = clip_scores.heard(setting)
+                found = {n: clip_scores.matrices(row, setting, n, protocol) for n in heard}
+                by_seed = [self._of_run(dict(zip(found, one)), weights) for one in zip(*found.values())]
+                drawn[setting, row] = {m: np.array([x[m] for x in by_seed]) for m in by_seed[0]}
         super().__init__(clip_scores.results, drawn)
+
+    def _of_run(self, found: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
+        "The columns of one run from its clips `[clips, 3]` by condition."
+        apart = {n: x for n, x in found.items() if n in self.aside}
+        values = columns({n: x for n, x in found.items() if n not in apart}, weights, self.protocol)
+        if apart:
+            more = columns(apart, weights, self.protocol)
+            values |= {m: x for m, x in more.items() if m != 'G-FPR'}
+        return values
 
 # %% ../../nbs/report/20_robust.ipynb #8aef2284
 def robust_table(
@@ -98,7 +117,7 @@ def robust_markdown(
         if len(main):
             text += (
                 f'\n## Differences, {protocol}\n\n'
-                'Ours with the 95 % interval of a paired bootstrap over clips.\n\n'
+                f'{RULE} {sight(main)}\n\n'
                 f'{intervals(main).to_markdown(index=False)}\n'
             )
     return text
@@ -166,6 +185,12 @@ class Asked(Page):
         return self.scores_by[ROBUST_PROTOCOLS[0]]
 
     @cached_property
+    def claimed(self) -> pd.DataFrame:
+        "The differences that the paper's claims read from this table, by the paper's protocol."
+        printed = printed_rows(self.experiment)
+        return claimed_differences(self.experiment, self.scores, printed, self.scores.metrics)
+
+    @cached_property
     def _built(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         return self.by_protocol[ROBUST_PROTOCOLS[0]]
 
@@ -203,6 +228,9 @@ class RobustPage(Asked):
         for protocol, (table, differences) in self.by_protocol.items():
             tail = '' if protocol == ROBUST_PROTOCOLS[0] else '_' + protocol.removeprefix('robust-')
             files |= {f'table{tail}': table, f'differences{tail}': differences}
+        effects = beyond(self.differences, self.claimed)
+        if len(effects):
+            files['effects'] = effects
         text = robust_markdown(self.experiment, self.by_protocol)
         wide = [robust_wide(self.experiment, self.long, s) for s in self.experiment.settings]
         latex = '\n'.join(t.to_latex(escape=True) for t in wide)
