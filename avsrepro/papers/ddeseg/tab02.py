@@ -44,6 +44,7 @@ ALL = 'DDESeg consistently outperforms all existing methods'
 AS_LARGE = 'significant performance gains over other methods with comparable parameter counts'
 TRUNKS = 'has a comparable parameter (85M) to Swin-Base [32] (88M) and PVT-V2-B5 [41] (82M)'
 
+# %% ../../../nbs/papers/ddeseg/tab02_vpo.ipynb #2bc79bb8
 # fmt: off
 CLAIMS = [
     Claim('ddeseg-htsat-vpo-ss', 'HTS-AT is better than VGGish on VPO-SS.',

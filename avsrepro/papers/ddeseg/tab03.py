@@ -42,6 +42,7 @@ DERIVED_MS3 = 'the integration of audio representation derivation (Derr.) has a 
 ENHANCED_MS3 = 'Adding discriminative semantic enhancement further boosts performance'
 EFFECTIVE = 'our dynamic elimination design effectively reduces interference'
 
+# %% ../../../nbs/papers/ddeseg/tab03_modules.ipynb #b0beb142
 # fmt: off
 CLAIMS = [
     Claim('ddeseg-derivation-ms3', 'Derivation helps on MS3.', 'ms3', 'J&F', DERIVATION, quote=DERIVED_MS3),

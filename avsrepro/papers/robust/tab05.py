@@ -29,6 +29,7 @@ UNSEEN = (AVSBENCH_OURS.name, 'AVSBench')
 TO_ZERO = 'reducing mIoU to near-zero and decreasing false positive ratios from 0.187'
 SUPPRESSED = 'Our method effectively suppresses false predictions'
 
+# %% ../../../nbs/papers/robust/tab05_unseen.ipynb #ff8fd42c
 # fmt: off
 CLAIMS = [
     Claim('unseen-fork-s4', 'Under the unseen sound tuning fork, negatives and guidance lower FPR on S4.',

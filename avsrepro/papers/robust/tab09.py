@@ -39,6 +39,7 @@ FULL_MS3 = (
     'Similar gains are observed on MS3, with G-mIoU of 66.605, G-F of 70.590, and near-perfect G-FPR of 0.004'
 )
 
+# %% ../../../nbs/papers/robust/tab09_parts.ipynb #e696e52a
 # fmt: off
 CLAIMS = [
     Claim('negatives-alone-s4', 'Negatives without guidance gain next to nothing in G-mIoU on S4.',

@@ -35,6 +35,7 @@ ALL = 'We can see that our model significantly outperforms these methods.'
 GAINS = 'with gains of 0.6 on the S4 datasets and 2.6 on the MS3 datasets'
 MORE = 'the improvement in the MS3 datasets is significantly higher than the improvement in the S4 datasets'
 
+# %% ../../../nbs/papers/sdavs/tab01_methods.ipynb #fd732d8d
 # fmt: off
 CLAIMS = [
     Claim('swin-s4', 'The Swin backbone is better than PVT-v2 on S4.', 's4', 'J&F', SWIN_ROWS),

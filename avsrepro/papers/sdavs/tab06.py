@@ -36,6 +36,7 @@ PARTS = (
 )
 MORE = 'Similarly, the degradation is more substantial on the MS3 dataset.'
 
+# %% ../../../nbs/papers/sdavs/tab06_damf.ipynb #01682bda
 # fmt: off
 CLAIMS = [
     Claim('both-over-a2v-s4', 'Both directions are better than audio to video alone on S4.',

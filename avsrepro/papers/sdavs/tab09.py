@@ -41,6 +41,7 @@ DROPS = 'decrease of 2.2 and 1.5, respectively'
 ROBUST = 'SNRP significantly enhances robustness to audio interference'
 BETTER = 'yielding improved performance under both synthetic and real-world noise'
 
+# %% ../../../nbs/papers/sdavs/tab09_noise.ipynb #47b37369
 # fmt: off
 CLAIMS = [
     Claim('noise-brown', 'With SNRP, Brownian noise costs next to nothing on MS3.',

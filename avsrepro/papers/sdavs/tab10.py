@@ -37,6 +37,7 @@ SMALLER = 'our model with PVT-v2 reduces the trainable parameters by nearly 48%'
 LIGHTER = 'lowers FLOPs by over 60%'
 TWICE = 'more than doubling the inference speed (32.25 vs. 14.71 frames per second)'
 
+# %% ../../../nbs/papers/sdavs/tab10_efficiency.ipynb #4e5b99ca
 # fmt: off
 CLAIMS = [
     Claim('stc-flops', 'STC saves computation.', '', 'flops_g', STC, quote=STC_SAVES),

@@ -30,6 +30,7 @@ AVSEGFORMER = ('Ours', 'AVSegformer [4]')
 AHEAD = 'our method outperforms previous AVS approaches in all evaluation metrics (FSLA, HOTA, and mAP)'
 COMPARABLE = 'our method achieves comparable performance with the AVISM model specifically designed for AVIS'
 
+# %% ../../../nbs/papers/sdavs/tab11_tracks.ipynb #07868a01
 # fmt: off
 CLAIMS = [
     Claim('avis-fsla', 'Without training on AVIS, FSLA is above that of COMBO.',

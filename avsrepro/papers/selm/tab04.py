@@ -41,6 +41,7 @@ ELEMENTARY = 'neither of these elementary approaches results in performance gain
 DECLINE = 'simple concatenation leads to significant decline in capability'
 THOUGHTFUL = 'a thoughtful design of early fusion is necessary'
 
+# %% ../../../nbs/papers/selm/tab04_alignment.ipynb #32f2de9f
 # fmt: off
 CLAIMS = [
     Claim('selm-dam-over-add-s4', 'DAM is better than addition on S4.',
