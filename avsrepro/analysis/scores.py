@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['units', 'seeds_mean', 'pooled_pixels', 'class_sums', 'class_score', 'class_interval', 'semantic', 'score_of',
-           'score_interval', 'units_mean', 'score_draws', 'group_of', 'kind_of', 'same_clips', 'drawn_runs',
+           'score_interval', 'units_mean', 'score_draws', 'group_of', 'noise_kind', 'same_clips', 'drawn_runs',
            'difference', 'row_settling']
 
 # %% ../../nbs/analysis/15_scores.ipynb #650623a9
@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core.errors import check
 from ..core.seeding import rng
-from ..metrics.differences import Runs, effect_of, pairable, pooled_noise
+from ..metrics.differences import DrawnRuns, effect_of, pairable, pooled_noise
 from ..metrics.statistics import NOTHING, Interval, draws, paired_bootstrap, t_interval
 from ..metrics.verdicts import Settling, settling
 from ..train.store import RunResult
@@ -153,7 +153,7 @@ def group_of(clip: str) -> str:
     return found[1] if found else clip
 
 
-def kind_of(result: RunResult) -> tuple[str, str]:
+def noise_kind(result: RunResult) -> tuple[str, str]:
     "What rows have to share to have one noise of seeds: model and hearing."
     return result.spec.model, result.spec.audio
 
@@ -168,7 +168,7 @@ def same_clips(results: Sequence[RunResult]) -> list[str]:
     return ids
 
 # %% ../../nbs/analysis/15_scores.ipynb #19797f2b
-def drawn_runs(results: Sequence[RunResult], metric: str) -> tuple[Runs, int]:
+def drawn_runs(results: Sequence[RunResult], metric: str) -> tuple[DrawnRuns, int]:
     "Runs of one setting as `effect_of` takes them, scores in percent, and the number of groups of clips."
     ids = same_clips(results)
     groups = [group_of(c) for c in ids]

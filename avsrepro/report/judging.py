@@ -20,8 +20,9 @@ from ..experiments.schema import Claim, gaps
 from ..metrics.differences import Effect, sum_of_effects
 from ..metrics.statistics import Interval
 from ..metrics.verdicts import Verdict, bounded, equivalence, survives_holm, verdict
+from .beside import summed
 from .published import published_value
-from .tables import judged_columns, summed
+from .tables import judged_columns
 
 # %% ../../nbs/report/28_judging.ipynb #c4f3dfc2
 def published_effect(claim: Claim) -> float:

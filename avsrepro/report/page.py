@@ -21,14 +21,12 @@ from ..data.loading import locate
 from ..experiments.plan import encoder_of
 from ..experiments.profiles import get_profile
 from ..experiments.schema import Experiment
+from .beside import beyond, claimed_differences, every_seed
 from .figures import plot_table
 from .files import write_page
 from avsrepro.report.tables import (
     CONTROL,
     RunScores,
-    beyond,
-    claimed_differences,
-    every_seed,
     heading,
     hearing_metric,
     intervals,

@@ -22,6 +22,7 @@ from ..analysis.scores import group_of
 from ..experiments.schema import Experiment
 from ..metrics.robust import ROBUST_PROTOCOLS
 from ..metrics.statistics import draws
+from .beside import beyond, claimed_differences
 from .figures import dots, intervals_of, legend_below, look
 from .page import Page
 from .published import published, published_tables
@@ -29,9 +30,7 @@ from avsrepro.report.tables import (
     KEY,
     RULE,
     DrawnScores,
-    beyond,
     cells,
-    claimed_differences,
     intervals,
     long_table,
     sight,
