@@ -111,7 +111,13 @@ PANELS = {
     'KL': 'KL (nats)',
     'JS': 'JS (nats)',
     'flops_g': 'MACs of five frames (G)',
-    'fps': 'frames a second',
+    'params_m': 'trained parameters (M)',
+    'trunk_m': 'parameters of the trunk (M)',
+    'relative_speed': "speed (share of the full model's)",
+    'similarity': 'similarity (cosine)',
+    'params, %': "trained parameters (% of AVSegFormer's)",
+    'flops, %': "MACs (% of AVSegFormer's)",
+    'speed, %': "speed (% of AVSegFormer's)",
 }
 
 

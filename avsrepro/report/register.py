@@ -13,11 +13,14 @@ import pandas as pd
 from ..core.errors import unknown
 
 # %% ../../nbs/report/04_register.ipynb #99a72623
-REGISTER_COLUMNS = ['paper', 'item', 'printed', 'problem', 'corrected', 'source']
+REGISTER_COLUMNS = ['paper', 'item', 'printed', 'problem', 'corrected', 'source', 'quote']
 
 
 def register(paper: str | None = None) -> pd.DataFrame:
-    "The register of one paper, or of all: text columns; `corrected` is '' where no correction is known."
+    """The register of one paper, or of all: text columns.
+
+    `corrected` is '' where no correction is known; `quote` has the paper's words where a line is about
+    them, pieces of one statement joined by ' […] '."""
     found = {p.name: p / 'register.csv' for p in files('avsrepro.papers').iterdir()}
     found = {name: path for name, path in sorted(found.items()) if path.is_file()}
     if paper is not None and paper not in found:
@@ -34,6 +37,6 @@ def register_lines(
     pattern: str,  # a regular expression that the item holds
 ) -> str:
     "The lines of the register about some items of a paper, as Markdown."
-    known = register(paper).drop(columns='paper')
+    known = register(paper).drop(columns=['paper', 'quote'])
     known = known[known.item.str.contains(pattern)].replace(r'\|', '/', regex=True)
     return known.to_markdown(index=False, disable_numparse=True)
