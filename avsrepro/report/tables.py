@@ -328,8 +328,8 @@ def with_published(
 
 # %% ../../nbs/report/10_tables.ipynb #f4c1c5d6
 def main_metric(table: pd.DataFrame) -> str:
-    "The metric that verdicts are read from: J&F, else the first."
-    return 'J&F' if 'J&F' in set(table.metric) else table.metric.iloc[0]
+    "The metric that verdicts are read from: J&F, else G-mIoU, else the first."
+    return next(m for m in ('J&F', 'G-mIoU', table.metric.iloc[0]) if m in set(table.metric))
 
 
 def digits_of(metric: str) -> int:
