@@ -123,7 +123,9 @@ def write_page(
     body = text.rstrip('\n') + '\n' + terms_text(experiment, profile, data)
     beside = '' if profile.name == 'study' or not meta['outcome'] else study_beside(experiment, data)
     line = links(meta['command'], [f'{name}.csv' for name in tables])
-    page = page_text(experiment, f'# {meta["headline"]}', body, tables.get('differences'), figures, line, beside)
+    page = page_text(
+        experiment, f'# {meta["headline"]}', body, tables.get('differences'), figures, line, beside
+    )
     atomic_write(folder / 'table.md', page)
     if latex:
         atomic_write(folder / 'table.tex', latex)
