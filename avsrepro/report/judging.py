@@ -79,7 +79,7 @@ def _with_errors(t: pd.DataFrame) -> pd.DataFrame:
         return t.assign(
             se_run=zero, se_clip=zero, df=exact.map({True: math.inf, False: math.nan}), reason=reason
         )
-    return t.assign(reason=t.reason.fillna('').astype(str))
+    return t.assign(reason=t.reason.astype(object).where(t.reason.notna(), ''))
 
 
 def read_results(folder: str | Path) -> pd.DataFrame:

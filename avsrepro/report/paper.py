@@ -210,7 +210,7 @@ def _judged(path: Path) -> pd.DataFrame:
     "The claims of a page; those judged by the earlier rule lose their verdicts."
     t = pd.read_csv(path)
     if 'holm' in t:
-        return t.assign(reason=t.reason.fillna('').astype(str))
+        return t.assign(reason=t.reason.astype(object).where(t.reason.notna(), ''))
     words = t.verdict.where(t.verdict == NOT_RUN, 'not judged')
     nothing = dict(ratio=np.nan, smallest=np.nan, low=np.nan, high=np.nan, holm=False)
     return t.assign(verdict=words, reason=EARLIER, contrast=range(len(t)), **nothing)
