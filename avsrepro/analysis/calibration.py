@@ -60,7 +60,7 @@ class World:
     skewed: bool = False  # exponential parts, else normal
     noisier: float = 1.0  # times `run` in the first row
 
-
+# %% ../../nbs/analysis/86_calibration.ipynb #3b7e3376
 WORLDS = {
     'plain': World(),
     'a row with itself': World(row_clip=0.0),
@@ -89,7 +89,7 @@ def simulated(world: World, rng: np.random.Generator) -> tuple[dict[tuple[str, i
             scores[f'row {k}', s] = 50 + ease + row_clip + run + world.run_clip * part(groups[-1] + 1)[groups]
     return scores, groups
 
-
+# %% ../../nbs/analysis/86_calibration.ipynb #d0c48cf7
 def simulate(world: World, n: int = 200, seed: int = 0, resamples: int = 600) -> pd.DataFrame:
     "Share of `n` simulated experiments whose interval excludes the truth, by rule, with its interval."
     rng, wrong = np.random.default_rng(seed), dict.fromkeys(RULES, 0)
@@ -119,7 +119,7 @@ def seed_sets(seeds: Sequence[int], size: int, most: int = 400, seed: int = 0) -
     both = [rng.permutation(seeds)[: 2 * size].tolist() for _ in range(most)]
     return [(tuple(x[:size]), tuple(x[size:])) for x in both]
 
-
+# %% ../../nbs/analysis/86_calibration.ipynb #a9ac49fe
 def with_itself(
     drawn: Mapping[int, np.ndarray],  # seed -> [draws], the runs of one row
     groups: int,  # of clips
@@ -231,7 +231,7 @@ def visibilities(results: Sequence[RunResult], metric: str) -> dict[str, Visibil
         found[name] = visibility(*drawn_runs(own, metric))
     return found
 
-
+# %% ../../nbs/analysis/86_calibration.ipynb #36da309b
 def power_table(seen: Mapping[str, Visibility], clips: int | None = None) -> pd.DataFrame:
     "The noise of every setting and model, the smallest effect of five seeds, and the seeds for `POINTS`."
     lines = []
@@ -266,7 +266,7 @@ def plot_shares(ax: plt.Axes, shares: pd.DataFrame) -> None:
     ax.set_xlabel('intervals of a row with itself that exclude zero (%)')
     ax.legend(frameon=False, loc='lower right')
 
-
+# %% ../../nbs/analysis/86_calibration.ipynb #3a86ef61
 def plot_power(ax: plt.Axes, seen: Mapping[str, Visibility], most: int = 20) -> None:
     "The smallest visible effect against the number of seeds."
     seeds = range(2, most + 1)

@@ -68,7 +68,7 @@ def f_interval(
 # %% ../../nbs/analysis/75_probe.ipynb #93caba67
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C: the smaller, the stronger
 
-
+# %% ../../nbs/analysis/75_probe.ipynb #6f679432
 @dataclass
 class ProbeResult:
     "A probe's numbers on its test frames, with the predictions behind them."

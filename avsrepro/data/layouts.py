@@ -213,7 +213,7 @@ def _wrong_in(setting: str, row: dict) -> str | None:
         return f"label '{row.get('label')}' is not one of {', '.join(SUBSETS)}"
     return None
 
-
+# %% ../../nbs/data/20_layouts.ipynb #977e6d41
 def row_problem(setting: str, row: dict) -> str | None:
     "What is wrong with a row of a setting's table, on one line, or None."
     wrong = _wrong_in(setting, row)

@@ -118,7 +118,7 @@ def step_time(training: Training) -> float:
     train_epoch(training.model, training.source, training.optimizer, training.config, 0, 1)
     return (time.process_time() - start) / training.number
 
-
+# %% ../../nbs/experiments/59_bench.ipynb #89aedf6a
 def _of_backward(grad: Sequence[int], x: Sequence[int], w: Sequence[int], *rest: Any, **_: Any) -> int:
     "Operations of a convolution's gradients; PyTorch's count of them forgets that channels may be in groups."
     transposed, wanted = rest[4], rest[7]
@@ -160,7 +160,7 @@ def answer(training: Training, line: str) -> dict[str, Any]:
     name, arguments = json.loads(line)
     return dict(value=ASKED[name](training, **arguments))
 
-
+# %% ../../nbs/experiments/59_bench.ipynb #1024629f
 def serve() -> None:
     "Answer questions from the standard input: the first line makes the `Training`."
     answers = os.fdopen(os.dup(1), 'w', buffering=1)
@@ -185,7 +185,7 @@ exec(compile(open(path, encoding='utf-8').read(), path, 'exec'), inside)
 inside['serve']()
 """
 
-
+# %% ../../nbs/experiments/59_bench.ipynb #aa7826b9
 class Worker:
     "A process that trains one run with the code in a folder."
 
@@ -242,7 +242,7 @@ def full_name(commit: str) -> str:
             f"'{commit}' is no commit of this checkout; `git log --oneline` lists them."
         ) from None
 
-
+# %% ../../nbs/experiments/59_bench.ipynb #66b4c6ad
 @contextmanager
 def files_of(commit: str) -> Iterator[Path]:
     "A temporary folder with the files of a commit."
@@ -295,7 +295,7 @@ def first_steps(workers: Sequence[Worker], folder: Path) -> list[dict[str, float
         )
     return lines
 
-
+# %% ../../nbs/experiments/59_bench.ipynb #7697ce62
 def _line(run: Mapping[str, Any], workers: Sequence[Worker], rounds: int, folder: Path) -> dict[str, Any]:
     "The line of one run."
     own, *other = first_steps(workers, folder)
@@ -350,7 +350,7 @@ def _times(t: pd.DataFrame) -> pd.DataFrame:
     rate = {'GFLOP': t.GFLOP.map('{:.2f}'.format), 'GFLOP/s': t.GFLOP_s.map('{:.0f}'.format)}
     return shown.assign(**rate, **{'of peak': t.share.map('{:.0%}'.format)})
 
-
+# %% ../../nbs/experiments/59_bench.ipynb #84253b95
 def _firsts(t: pd.DataFrame) -> pd.DataFrame:
     "The columns of the second table, as they are shown."
     shown = t[['model', 'setting']].copy()
@@ -378,7 +378,7 @@ def write_bench(table: pd.DataFrame, said: Mapping[str, Any], folder: Path | Non
     atomic_write(folder / 'meta.json', json.dumps(dict(said) | dict(environment=surroundings), indent=1))
     return folder
 
-
+# %% ../../nbs/experiments/59_bench.ipynb #6d793dd1
 def bench_train(
     models: Sequence[str] | None = None,
     against: str | None = None,  # a commit

@@ -200,7 +200,7 @@ def pairable(runs: DrawnRuns, rows: Iterable[Hashable]) -> bool:
     seeds, shared = _counted(runs, rows)
     return shared and min(map(len, seeds.values())) > 1
 
-
+# %% ../../nbs/metrics/41_differences.ipynb #9b3d4b12
 def score_difference(
     a: ArrayLike,  # [seeds, clips]
     b: ArrayLike,  # [seeds, clips], the same clips

@@ -154,7 +154,7 @@ def weighted_mean(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
         weights @ np.where(there, x, 0), total, out=np.full(total.shape, np.nan), where=total > 0
     )
 
-
+# %% ../../nbs/metrics/40_statistics.ipynb #d4ce10d3
 def of_draws(x: np.ndarray, level: float = 0.95) -> Interval:
     "The first value of `x [draws]` with the percentile interval of the others."
     rest = x[1:][np.isfinite(x[1:])]

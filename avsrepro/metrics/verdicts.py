@@ -52,7 +52,7 @@ def _of_sign(effect: Effect, printed: float) -> str:
         return 'contradicted'
     return 'reproduced' if i.low <= printed <= i.high else 'direction reproduced'
 
-
+# %% ../../nbs/metrics/42_verdicts.ipynb #1d466860
 def verdict(
     printed: float | None,  # difference between two printed rows, in the unit of ours
     effect: Effect,

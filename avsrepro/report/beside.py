@@ -64,7 +64,7 @@ def claimed_differences(
                 lines[tuple(line.values())] = line | judge.line(asked, metric, chosen)
     return pd.DataFrame(list(lines.values()), columns=DIFFERENCE_COLUMNS)
 
-
+# %% ../../nbs/report/12_beside.ipynb #3e130d7d
 def beyond(differences: pd.DataFrame, claimed: pd.DataFrame) -> pd.DataFrame:
     "The claimed differences whose two rows no line of `differences` compares."
     known = {frozenset(pair) for pair in zip(differences.row, differences.against)}

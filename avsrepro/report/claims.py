@@ -84,7 +84,7 @@ def _effects(part: pd.DataFrame) -> str:
     shown = shown.assign(published=[_signed(v) for v in part.published], ours=ours, beside=beside)
     return shown.to_markdown(index=False, disable_numparse=True)
 
-
+# %% ../../nbs/report/30_claims.ipynb #29ea3386
 def verdicts_markdown(judged: pd.DataFrame, level: str = '###') -> str:
     "A table of claims for every verdict but 'not run'; * survives Holm's correction."
     sections = []
@@ -123,7 +123,7 @@ PANELS = {
 
 LINE, GAP, HEAD, FOOT = 0.31, 0.62, 0.4, 0.75  # inches: of a claim, between panels, above, below
 
-
+# %% ../../nbs/report/30_claims.ipynb #2d0259e4
 def _looks() -> dict[str, dict[str, Any]]:
     "How the mark of each verdict looks."
     blue, orange, grey, pale = (*(look()[i] for i in (0, 3, 7)), 'lightgrey')

@@ -67,6 +67,8 @@ def _differences(folder: Path, scores: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/report/28_judging.ipynb #3640a808
 ERRORS = ['se_run', 'se_clip', 'df']
+
+
 EARLIER = 'page made under the earlier rule, clips alone'
 
 
@@ -81,7 +83,7 @@ def _with_errors(t: pd.DataFrame) -> pd.DataFrame:
         )
     return t.assign(reason=t.reason.astype(object).where(t.reason.notna(), ''))
 
-
+# %% ../../nbs/report/28_judging.ipynb #0e6a85dd
 def read_results(folder: str | Path) -> pd.DataFrame:
     """The differences of a results folder: table, row, against, setting, metric, delta, low, high, extra,
     the errors se_run, se_clip, df and the reason why a line is not judged.

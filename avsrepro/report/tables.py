@@ -35,7 +35,7 @@ from ..train.store import RunResult
 # %% ../../nbs/report/10_tables.ipynb #41ebae7d
 RowSum = Mapping[tuple[str, str], float]  # (setting, row) -> coefficient
 
-
+# %% ../../nbs/report/10_tables.ipynb #db70e636
 class Effects:
     "What runs say of sums of rows, in the unit of a metric; `by_run` has the scores."
 
@@ -189,7 +189,7 @@ def printed_of(experiment: Experiment) -> pd.DataFrame:
         return pd.DataFrame(columns=[*KEY, 'published'])
     return published(experiment.table)
 
-
+# %% ../../nbs/report/10_tables.ipynb #826e3052
 def labels(runs: Iterable[RunResult], data: str, profile: str) -> dict[str, str]:
     "The columns of the long table that say where a line comes from."
     runs = list(runs)
@@ -212,7 +212,7 @@ def hearing_metric(metrics: Sequence[str]) -> str:
     "The metric that shows best whether a row hears: where something sounds, else J, else the first."
     return next(m for m in ('J_sounding', 'J', *metrics) if m in metrics)
 
-
+# %% ../../nbs/report/10_tables.ipynb #3eb6f2c3
 def unheard(experiment: Experiment, scores: RowScores, setting: str, metrics: Sequence[str]) -> str:
     "Why the rows of a setting say nothing: the reference is not above the control; '' where it is."
     control, metric = control_of(experiment), hearing_metric(metrics)
@@ -283,7 +283,7 @@ def metrics_of(
     "The metrics of a setting: those given, by setting or for all, else the experiment's."
     return metrics[setting] if isinstance(metrics, Mapping) else metrics or experiment.metrics
 
-
+# %% ../../nbs/report/10_tables.ipynb #99d35048
 def long_table(
     experiment: Experiment,
     scores: RowScores,
@@ -398,7 +398,7 @@ def intervals(differences: pd.DataFrame) -> pd.DataFrame:
     out = differences.assign(ours_delta=ours, published_delta=theirs, verdict=words)
     return out.drop(columns=['low', 'high', *EFFECT_COLUMNS[3:], 'ratio', 'reason'], errors='ignore')
 
-
+# %% ../../nbs/report/10_tables.ipynb #d2517362
 def heading(experiment: Experiment, data: str, profile: str, seeds: Iterable[int]) -> str:
     "The first lines of `table.md`: what it is, of what, and what may be compared."
     listed = ', '.join(map(str, seeds)) or 'none'

@@ -29,19 +29,44 @@ EXPERIMENT = Experiment(
 
 # %% ../../../nbs/papers/ddeseg/tab04_elimination.ipynb #8a33d150
 WHERE = 'Section 4.3, Table 4'
+
+
 GATE_ALONE = ('① wo/Elimination', '② FC+Sigmoid')
+
+
 CROSS_ATTENTION = ('③ CA+FC+Sigmoid', '① wo/Elimination')
+
+
 SOFT_KMEANS = ('④ SK+CA+FC+Sigmoid', '③ CA+FC+Sigmoid')
+
+
 GUMBEL = ('⑤ GS+CA+FC+Sigmoid', '④ SK+CA+FC+Sigmoid')
+
+
 OVER_NONE = ('⑤ GS+CA+FC+Sigmoid', '① wo/Elimination')
+
+
 OVER_GATE = ('⑤ GS+CA+FC+Sigmoid', '② FC+Sigmoid')
+
+
 OVER_ATTENTION = ('⑤ GS+CA+FC+Sigmoid', '③ CA+FC+Sigmoid')
+
+
 DEGRADED = 'Incorporates the FC-Sigmoid filtering mechanism, which results in degraded performance.'
+
+# %% ../../../nbs/papers/ddeseg/tab04_elimination.ipynb #097e1111
 BEFORE_GATE = 'yielding a significant improvement of 0.3% in J&F_β compared to Scheme ①.'
+
+
 COMPACT = 'leading to a 0.6% improvement in J&F_β over Scheme ③.'
+
+
 COMPACTER = 'achieving a 1.4% improvement in J&F_β over scheme ④.'
+
+
 BEST = 'Scheme ⑤ attains the best performance'
 
+# %% ../../../nbs/papers/ddeseg/tab04_elimination.ipynb #71feadf5
 # fmt: off
 CLAIMS = [
     Claim('ddeseg-gate-alone-ms3', 'Without cross-attention, elimination does harm on MS3.',

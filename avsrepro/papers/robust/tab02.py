@@ -30,35 +30,77 @@ EXPERIMENT = Experiment(
 
 # %% ../../../nbs/papers/robust/tab02_methods.ipynb #4a9a3f7f
 WHERE = 'Section 5.2, Table 2'
+
+
 TPAVI = (AVSBENCH_OURS.name, AVSBENCH.name)
+
+
 TPAVI_KEPT = (AVSBENCH.name, AVSBENCH_OURS.name)
+
+
 AVSEGFORMER_ROWS = (AVSEGFORMER_OURS.name, AVSEGFORMER.name)
+
+
 AVSEGFORMER_KEPT = (AVSEGFORMER.name, AVSEGFORMER_OURS.name)
+
+
 IN_SILENCE_TPAVI = ('AVSBench [53], positive', 'AVSBench [53], silence')
+
+
 IN_SILENCE_AVSEGFORMER = ('AVSegFormer [12], positive', 'AVSegFormer [12], silence')
+
+
 THREE = 3.0  # points, read as "comparable", "minimal" and "irrespective"
+
+
 PERFECT = 'achieving perfect robustness to negative audio inputs with an FPR of 0.00 across all negative'
+
+# %% ../../../nbs/papers/robust/tab02_methods.ipynb #b83af599
 PERFECT_MS3 = 'it maintains perfect robustness with an FPR of 0.00 in all negative conditions'
+
+
 PERFECT_AVSEGFORMER = 'while achieving perfect FPR scores'
+
+
 GLOBAL = 'with our AVSBench variant reaching a G-mIoU of 87.672 and G-F score of 82.461'
+
+
 BOTH_SETTINGS = 'consistent improvements in both the single-source and more complex multi-source settings'
+
+
 BOTH_MODELS = 'The consistent improvement in robustness across two very different AVS architectures'
+
+
 GLOBAL_MS3 = 'the AVSegFormer variant records a G-mIoU of 73.354 and a G-F score of 78.244'
+
+
 COMPARABLE = 'our approach performs comparable positive audio performance (mIoU: 78.1, F-score: 88.2)'
+
+
 MINIMAL = 'demonstrates only minimal degradation in positive audio metrics'
+
+
 COMPETITIVE = 'it maintains competitive positive performance (51.3% mIoU)'
+
+# %% ../../../nbs/papers/robust/tab02_methods.ipynb #6cd48adc
 COMPETITIVE_BOTH = (
     'maintaining competitive segmentation quality on positive audio inputs in both single- and multi-source '
     'scenarios'
 )
+
+
 IRRESPECTIVE = (
     'they tend to generate segmentation masks based predominantly on visual salience, irrespective of the '
     'audio context'
 )
+
+
 HIGH = (
     'These methods consistently exhibit high False Positive Rates (FPR), ranging from 0.17 to 0.19 across '
     'all negative scenarios on AVSBench-S4'
 )
+
+
 LESS = 'While this issue is somewhat less pronounced on the MS3 dataset, it remains present.'
 
 # %% ../../../nbs/papers/robust/tab02_methods.ipynb #7e74e6e0

@@ -29,13 +29,26 @@ EXPERIMENT = Experiment(
 
 # %% ../../../nbs/papers/selm/tab01_semantic.ipynb #d2d3b874
 WHERE = 'Section 5.2.1, Table 1'
+
+
 OVER_AVSBENCH_PVT_V2 = (PVT.name, AVSBENCH.name)
+
+
 OVER_AVSEGFORMER_PVT_V2 = (PVT.name, AVSEGFORMER.name)
+
+
 OVER_AVSBENCH_RESNET_50 = (RESNET.name, 'AVSBench [57] (ResNet-50)')
+
+
 OVER_AVSEGFORMER_RESNET_50 = (RESNET.name, 'AVSegformer [8] (ResNet-50)')
+
+
 BASELINE = 'our approach achieves approximately an 11% performance increase over the baseline model AVSBench'
+
+
 SURPASSING = 'comprehensively surpassing the current best method, AVSegFormer'
 
+# %% ../../../nbs/papers/selm/tab01_semantic.ipynb #9ad9c60b
 # fmt: off
 CLAIMS = [
     Claim('selm-over-avsbench-pvt-v2-j-avss', 'With PVT-v2, SelM has a higher J than AVSBench on AVSS.',

@@ -28,13 +28,26 @@ EXPERIMENT = Experiment(
 
 # %% ../../../nbs/papers/selm/tab03_modules.ipynb #e5912916
 WHERE = 'Section 5.3.1, Table 3'
+
+
 BCSM = ('SelM', 'w.o. BCSM')
+
+
 DAM = ('SelM', 'w.o. DAM')
+
+
 CLEVER = ('SelM', 'w.o. CLEVER')
+
+
 ANY = 'eliminating any module reduces the performance of SelM'
+
+
 MOST = 'with removal of BCSM having the most substantial effect under MS3 setting'
+
+
 COMPLEX = 'enhancing the selection and interaction of information in complex scenes'
 
+# %% ../../../nbs/papers/selm/tab03_modules.ipynb #cd0bed7a
 # fmt: off
 CLAIMS = [
     Claim('selm-bcsm-s4', 'BCSM helps on S4.', 's4', 'J', BCSM, quote=ANY),

@@ -29,11 +29,20 @@ EXPERIMENT = Experiment(
 
 # %% ../../../nbs/papers/selm/tab05_decoder.ipynb #3a018bc4
 WHERE = 'Section 5.3.1, Table 5'
+
+
 AUDIO_CA = ('CLEVER', 'w.o. Audio CA')
+
+
 VIDEO_CA = ('CLEVER', 'w.o. Video CA')
+
+
 EITHER = 'modality results in performance degradation'
+
+
 SOUND = 'excluding audio interactions proves to be significantly detrimental in the MS3 setting'
 
+# %% ../../../nbs/papers/selm/tab05_decoder.ipynb #f49d1769
 # fmt: off
 CLAIMS = [
     Claim('selm-audio-ca-s4', 'Cross-attention to the sound helps on S4.', 's4', 'J', AUDIO_CA, quote=EITHER),

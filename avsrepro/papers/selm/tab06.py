@@ -29,12 +29,23 @@ EXPERIMENT = Experiment(
 
 # %% ../../../nbs/papers/selm/tab06_directions.ipynb #5e2fb859
 WHERE = 'Section 5.3.2, Table 6'
+
+
 DAM_OVER_A2V = ('DAM', 'A2V Block')
+
+
 DAM_OVER_V2A = ('DAM', 'V2A Block')
+
+
 DAM_V2A_OVER_A2V = ('V2A Block', 'A2V Block')
+
+
 V2A = 'V2A alignment is superior to A2V'
+
+
 SYMMETRIC = 'a symmetric alignment method exceeds any unilateral approach'
 
+# %% ../../../nbs/papers/selm/tab06_directions.ipynb #b5c3bdf4
 # fmt: off
 CLAIMS = [
     Claim('selm-dam-over-a2v-s4', 'Both directions of DAM are better than A2V alone on S4.',

@@ -29,12 +29,23 @@ EXPERIMENT = Experiment(
 
 # %% ../../../nbs/papers/selm/tab07_selection.ipynb #3d289c83
 WHERE = 'Section 5.3.2, Table 7'
+
+
 BCSM_OVER_A2V = ('BCSM', 'A2V-SeM')
+
+
 BCSM_OVER_V2A = ('BCSM', 'V2A-SeM')
+
+
 BCSM_V2A_OVER_A2V = ('V2A-SeM', 'A2V-SeM')
+
+
 V2A = 'selecting audio tokens using video features is more beneficial'
+
+
 BOTH = 'implementing bidirectional constraints yields the best performance'
 
+# %% ../../../nbs/papers/selm/tab07_selection.ipynb #19d6791e
 # fmt: off
 CLAIMS = [
     Claim('selm-bcsm-over-a2v-s4', 'Both directions of BCSM are better than A2V alone on S4.',
