@@ -117,6 +117,7 @@ def chosen_experiments(paper: str | None, only: list[str] | None, data: str) -> 
 def write_pages(experiments: list[Experiment], values: dict[str, dict], source: str, jobs: int) -> None:
     "Execute the notebooks, those that read others' results last, and print where the tables lie."
     from avsrepro.report.notebooks import make_pages
+    from avsrepro.report.results import write_results_index
 
     for last in (False, True):
         pages = [e for e in experiments if e.last == last]
@@ -124,6 +125,7 @@ def write_pages(experiments: list[Experiment], values: dict[str, dict], source: 
             print(f'{folder / "table.md"}\n')
             if len(experiments) == 1:
                 print((folder / 'table.md').read_text(encoding='utf-8'))
+    write_results_index()
 
 # %% ../nbs/cli/10_cli.ipynb #ad8408d6
 Paper = Annotated[str | None, typer.Option(help=f'{", ".join(paper_names())}; all papers when not given.')]
@@ -132,7 +134,7 @@ Paper = Annotated[str | None, typer.Option(help=f'{", ".join(paper_names())}; al
 Only = Annotated[list[str] | None, typer.Option(help='A table or figure, such as tab03; may be repeated.')]
 
 
-ProfileName = Annotated[str, typer.Option(help='smoke, quick, full, paper, or a YAML file.')]
+ProfileName = Annotated[str, typer.Option(help='smoke, quick, study, full, paper, or a YAML file.')]
 
 
 Change = Annotated[

@@ -221,3 +221,9 @@ def test_scripts_of_data_prep(tmp_path, capsys):
         error = capsys.readouterr().err
         assert word in error and error.count('\n') == 1
     assert [p.name for p in tmp_path.iterdir()] == ['scenes']
+
+
+def test_the_index_of_results_is_in_sync():
+    from avsrepro.report.results import results_text
+
+    assert (ROOT / 'results' / 'README.md').read_text(encoding='utf-8') == results_text(ROOT / 'results')

@@ -225,8 +225,8 @@ class Page(Built):
         return Markdown(wide_table(self.long).to_markdown())
 
     def figure(self, short: Mapping[str, str] | None = None) -> plt.Figure:
-        "Scores and differences, parts of long names replaced by `short`; kept for `write`."
-        self.drawn = plot_table(self.experiment, self.long, self.differences, short)
+        "The forest of differences, parts of long names replaced by `short`; kept for `write`."
+        self.drawn = plot_table(self.experiment, self.differences, short)
         return self.drawn
 
     def hearing(self) -> list[str]:

@@ -110,7 +110,7 @@ def _profile_line(files: PaperFiles, profile: str) -> str:
 
 def machines(files: PaperFiles) -> str:
     "A line for every profile: how many pages, on which machines, and trained by which commits."
-    order = ['smoke', 'quick', 'full', 'paper']
+    order = ['smoke', 'study', 'quick', 'full', 'paper']
     known = sorted(built_in(), key=lambda p: order.index(p) if p in order else len(order))
     return '\n'.join(_profile_line(files, p) for p in known if p != 'smoke')
 

@@ -6,7 +6,7 @@
 __all__ = ['RowSum', 'KEY', 'RESULT_COLUMNS', 'EFFECT_COLUMNS', 'DIFFERENCE_COLUMNS', 'CONTROL', 'RULE', 'Effects', 'RowScores',
            'RunScores', 'DrawnScores', 'printed_of', 'labels', 'control_of', 'hearing_metric', 'unheard', 'unsettled',
            'judged_columns', 'Judge', 'metrics_of', 'long_table', 'with_published', 'main_metric', 'digits_of', 'shown',
-           'cells', 'wide_table', 'across_rows', 'word_with', 'intervals', 'heading', 'sight', 'markdown']
+           'arrow', 'cells', 'wide_table', 'across_rows', 'word_with', 'intervals', 'heading', 'sight', 'markdown']
 
 # %% ../../nbs/report/10_tables.ipynb #84224487
 from collections.abc import Iterable, Mapping, Sequence
@@ -342,10 +342,18 @@ def shown(value: float, metric: str) -> str:
     return '-' if pd.isna(value) else f'{value:.{digits_of(metric)}f}'
 
 
+def arrow(printed: float, ours: float, metric: str) -> str:
+    "`72.3 -> 60.1`; `72.3` where we have nothing, `-> 60.1` where nothing is printed, `-` for neither."
+    values = [shown(v, metric) for v in (printed, ours)]
+    if values[1] == '-':
+        return values[0]
+    return f'-> {values[1]}' if values[0] == '-' else ' -> '.join(values)
+
+
 def cells(table: pd.DataFrame, column: str = 'column') -> pd.DataFrame:
-    "Rows as printed, and a column for each value of `column`, with `published -> ours` in every cell."
+    "Rows as printed, and a column for each value of `column`, with `printed -> ours` in every cell."
     lines = table.to_dict('records')
-    text = [f'{shown(r["published"], r["metric"])} -> {shown(r["ours"], r["metric"])}' for r in lines]
+    text = [arrow(r['published'], r['ours'], r['metric']) for r in lines]
     out = table.assign(cell=text).pivot(index='row', columns=column, values='cell')
     out = out.loc[table.row.unique(), table[column].unique()]
     out.index.name = out.columns.name = None
@@ -368,7 +376,7 @@ def across_rows(table: pd.DataFrame, digits: Mapping[str, int] | None = None) ->
     text = []
     for r in table.to_dict('records'):
         n = (digits or {}).get(r['metric'], digits_of(r['metric']))
-        before = '' if table.published.isna().all() else '- -> '
+        before = '' if table.published.isna().all() else '-> '
         if not pd.isna(r['published']):
             before = f'{r["published"]:g} -> '
         text.append(before + Interval(r['ours'], r['low'], r['high']).text(n))

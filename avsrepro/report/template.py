@@ -97,7 +97,7 @@ def silence_sentence(experiment: Experiment, differences: pd.DataFrame) -> str:
     own = differences[(differences.row == control) & (differences.metric == metric)]
     if not len(own):
         return ''
-    lost = own.assign(ours_delta=-own.ours_delta, low=-own.high, high=-own.low).to_dict('records')
+    lost = own.assign(ours_delta=0 - own.ours_delta, low=0 - own.high, high=0 - own.low).to_dict('records')
     parts = [f'{_points(line)} on {line["setting"].upper()}' for line in lost]
     hears = (own.high.fillna(own.ours_delta) < 0).all()
     end = 'sight alone does not solve these data' if hears else 'sight alone may solve these data'
