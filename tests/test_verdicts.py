@@ -9,10 +9,18 @@ import pytest
 from scipy import stats
 
 from avsrepro.analysis.calibration import WORLDS, World, seed_sets, simulate, simulated, with_itself
+from avsrepro.analysis.shared import weights_of_test
 from avsrepro.core.errors import InputError
 from avsrepro.core.paths import results_dir
 from avsrepro.experiments.registry import claims, experiments
-from avsrepro.metrics.differences import Effect, effect_of, pairable, pooled_noise, score_difference
+from avsrepro.metrics.differences import (
+    Effect,
+    effect_of,
+    pairable,
+    pooled_noise,
+    score_difference,
+    weighted_clips,
+)
 from avsrepro.metrics.statistics import draws, weighted_mean
 from avsrepro.metrics.verdicts import bounded, equivalence, settling, survives_holm, verdict
 from avsrepro.report.beside import claimed_differences
@@ -262,3 +270,30 @@ def test_committed_pages_of_one_seed_have_no_verdict(paper):
     judged = found[~found.verdict.isin(['not judged', NOT_RUN])]
     assert (judged.se_run == 0).all()  # what was counted, such as parameters
     assert found.reason[found.verdict == 'not judged'].str.len().gt(0).all()
+
+
+def test_linked_clips_against_a_sum_by_hand():
+    r = np.random.default_rng(5)
+    parts = [(f'p{r.integers(12)}', f's{r.integers(9)}') for _ in range(50)]
+    w, clips = weighted_clips(parts)
+    x = r.normal(60, 5, 50)
+    d = (x - x.mean()) / 50
+    pairs = [(a, b) for a in range(50) for b in range(50) if set(parts[a]) & set(parts[b])]
+    by_hand = sum(d[a] * d[b] for a, b in pairs)
+    assert np.isclose(clips.count, 50**2 / len(pairs))
+    wanted = max(by_hand, (d**2).sum()) * clips.count / (clips.count - 1)
+    assert np.isclose(clips.variance(weighted_mean(x, w)), wanted, rtol=0.01)
+    found = {(k, s): weighted_mean(x + k + r.normal(0, 1, 50), w) for k in range(2) for s in range(4)}
+    e = effect_of(found, {1: 1.0, 0: -1.0}, dict.fromkeys((0, 1), pooled_noise(found, clips, False)), clips)
+    assert e.known and 0.5 < e.value < 1.5
+    assert (
+        effect_of(found, {1: 1.0, 0: -1.0}, dict.fromkeys((0, 1), None), clips).reason
+        == 'noise of seeds not known'
+    )
+
+
+def test_names_say_which_video_or_picture():
+    spec = RunSpec(setting='s4', model='sdavs', data=dict(source='avsbench', root='x', key='y'))
+    names = ['_7qRtN-abc1_1', '_7qRtN-abc1_2', '--KCIeTv6PM_1', 'procedural_test_00001']
+    w, clips = weights_of_test(spec, names, 50)
+    assert clips.count == 3 and clips.links is None and (w[:, 0] == w[:, 1]).all()

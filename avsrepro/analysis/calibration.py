@@ -22,6 +22,7 @@ from statsmodels.stats.proportion import proportion_confint
 from .scores import drawn_runs, noise_kind
 from ..core.errors import check
 from avsrepro.metrics.differences import (
+    Clips,
     DrawnRuns,
     Effect,
     RunNoise,
@@ -30,20 +31,20 @@ from avsrepro.metrics.differences import (
     pooled_noise,
     smallest_effect,
 )
-from ..metrics.statistics import Interval, draws, of_draws
+from ..metrics.statistics import Interval, draws
 from ..train.store import RunResult
 
 # %% ../../nbs/analysis/86_calibration.ipynb #2c4fcb13
 RULES = ('clips alone', 'added', 'the rule')
 
 
-def intervals_by_rule(runs: DrawnRuns, a: str, b: str, noise: RunNoise, groups: int) -> dict[str, Interval]:
+def intervals_by_rule(runs: DrawnRuns, a: str, b: str, noise: RunNoise, clips: Clips) -> dict[str, Interval]:
     "The 95 % interval of row `a` less row `b` by each of `RULES`."
     means = [np.mean([x for (row, _), x in runs.items() if row == name], 0) for name in (a, b)]
     pair, of = {a: 1.0, b: -1.0}, dict.fromkeys((a, b))
-    added = effect_of(runs, pair, {row: replace(noise, within=0.0) for row in of}, groups)
-    effect = effect_of(runs, pair, {row: noise for row in of}, groups)
-    return dict(zip(RULES, (of_draws(means[0] - means[1]), added.interval(), effect.interval())))
+    added = effect_of(runs, pair, {row: replace(noise, within=0.0) for row in of}, clips)
+    effect = effect_of(runs, pair, {row: noise for row in of}, clips)
+    return dict(zip(RULES, (clips.interval(means[0] - means[1]), added.interval(), effect.interval())))
 
 # %% ../../nbs/analysis/86_calibration.ipynb #f6252bf6
 @dataclass(frozen=True)
@@ -93,13 +94,13 @@ def simulated(world: World, rng: np.random.Generator) -> tuple[dict[tuple[str, i
 def simulate(world: World, n: int = 200, seed: int = 0, resamples: int = 600) -> pd.DataFrame:
     "Share of `n` simulated experiments whose interval excludes the truth, by rule, with its interval."
     rng, wrong = np.random.default_rng(seed), dict.fromkeys(RULES, 0)
+    clips = Clips(world.clips // world.cluster)
     w = draws(world.clips, resamples, seed, simulated(world, rng)[1])
     for _ in range(n):
         scores, groups = simulated(world, rng)
         runs = dict(zip(scores, (w @ np.array(list(scores.values())).T / world.clips).T))
-        count = groups[-1] + 1
-        noise = pooled_noise(runs, count, None if pairable(runs, ('row 0', 'row 1')) else False)
-        for name, i in intervals_by_rule(runs, 'row 0', 'row 1', noise, count).items():
+        noise = pooled_noise(runs, clips, None if pairable(runs, ('row 0', 'row 1')) else False)
+        for name, i in intervals_by_rule(runs, 'row 0', 'row 1', noise, clips).items():
             wrong[name] += i.side != 0
     ends = {name: proportion_confint(x, n, method='wilson') for name, x in wrong.items()}
     lines = [dict(rule=name, share=x / n, low=ends[name][0], high=ends[name][1]) for name, x in wrong.items()]
@@ -122,17 +123,17 @@ def seed_sets(seeds: Sequence[int], size: int, most: int = 400, seed: int = 0) -
 # %% ../../nbs/analysis/86_calibration.ipynb #a9ac49fe
 def with_itself(
     drawn: Mapping[int, np.ndarray],  # seed -> [draws], the runs of one row
-    groups: int,  # of clips
+    clips: Clips | int,  # what the draws are made of; a number of independent groups
     size: int,  # seeds of a set
     most: int = 400,
 ) -> pd.DataFrame:
     "A line for each pair of sets: `seeds`, and whether the interval of each of `RULES` excludes zero."
-    lines = []
+    clips, lines = clips if isinstance(clips, Clips) else Clips(clips), []
     for a, b in seed_sets(sorted(drawn), size, most):
         runs = {('a', s): drawn[s] for s in a} | {('b', s): drawn[s] for s in b}
         rest = {('rest', s): x for s, x in drawn.items() if s not in a + b}
-        noise = pooled_noise(runs if size > 1 else rest, groups, False)
-        found = intervals_by_rule(runs, 'a', 'b', noise, groups)
+        noise = pooled_noise(runs if size > 1 else rest, clips, False)
+        found = intervals_by_rule(runs, 'a', 'b', noise, clips)
         lines.append(dict(seeds=a + b) | {name: i.side != 0 for name, i in found.items()})
     return pd.DataFrame(lines)
 
@@ -166,7 +167,7 @@ class Visibility:
 
     run: float  # standard deviation between runs
     clip: float  # standard error of a difference from the clips alone
-    clips: int  # groups of them
+    clips: float  # independent groups of them
 
     def effect(self, seeds: int, rows: int = 5, clips: int | None = None) -> Effect:
         "An effect of zero with the error that so many seeds a row, rows of a table and clips would have."
@@ -185,18 +186,18 @@ class Visibility:
         return float(fewest)
 
 # %% ../../nbs/analysis/86_calibration.ipynb #bfade89f
-def visibility(runs: DrawnRuns, groups: int) -> Visibility:
+def visibility(runs: DrawnRuns, clips: Clips | int) -> Visibility:
     "From rows of one kind on one setting; with one row the clips' part is what runs make of them."
-    noise, rows = pooled_noise(runs, groups, False), list(dict.fromkeys(row for row, _ in runs))
+    noise, rows = pooled_noise(runs, clips, False), list(dict.fromkeys(row for row, _ in runs))
     check(noise is not None, 'the noise of seeds takes a row with two seeds or more.')
     pairs = [
-        effect_of(runs, {a: 1.0, b: -1.0}, {a: noise, b: noise}, groups) for a, b in combinations(rows, 2)
+        effect_of(runs, {a: 1.0, b: -1.0}, {a: noise, b: noise}, clips) for a, b in combinations(rows, 2)
     ]
     clip = float(np.median([e.se_clip for e in pairs])) if pairs else 0.0
-    return Visibility(noise.run**0.5, clip, groups)
+    return Visibility(noise.run**0.5, clip, clips.count if isinstance(clips, Clips) else clips)
 
 # %% ../../nbs/analysis/86_calibration.ipynb #df450b5d
-def _by_setting(results: Sequence[RunResult], metric: str) -> dict[str, tuple[DrawnRuns, int]]:
+def _by_setting(results: Sequence[RunResult], metric: str) -> dict[str, tuple[DrawnRuns, Clips]]:
     settings = dict.fromkeys(r.spec.setting for r in results)
     return {s: drawn_runs([r for r in results if r.spec.setting == s], metric) for s in settings}
 
@@ -204,11 +205,11 @@ def _by_setting(results: Sequence[RunResult], metric: str) -> dict[str, tuple[Dr
 def shares_table(results: Sequence[RunResult], metric: str, sizes: Sequence[int], most: int) -> pd.DataFrame:
     "setting, seeds (of a set), rule, share, its interval, pairs formed and independent; 'all' comes last."
     found = {}
-    for setting, (runs, groups) in _by_setting(results, metric).items():
+    for setting, (runs, clips) in _by_setting(results, metric).items():
         for row in dict.fromkeys(row for row, _ in runs):
             drawn = {seed: x for (name, seed), x in runs.items() if name == row}
             for size in [s for s in sizes if len(drawn) >= max(2 * s, s + 3)]:
-                found[setting, row, size] = with_itself(drawn, groups, size, most)
+                found[setting, row, size] = with_itself(drawn, clips, size, most)
     lines = []
     for setting in (*dict.fromkeys(s for s, _, _ in found), 'all'):
         for size in sizes:

@@ -206,7 +206,7 @@ class Marks:
             return NOTHING
 
     def difference(self, row: str, other: str, setting: str, metric: str) -> Interval:
-        "A rate of `row` less that of `other`, over clips of these runs alone; none of J."
+        "A rate of `row` less that of `other`, by clip: of these runs, no other seed. None of J."
         if metric == 'J':
             return NOTHING
         return clip_mean(self.rates(row, setting)[metric] - self.rates(other, setting)[metric])

@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['units', 'seeds_mean', 'pooled_pixels', 'class_sums', 'class_score', 'class_interval', 'semantic', 'score_of',
-           'score_interval', 'units_mean', 'score_draws', 'group_of', 'noise_kind', 'same_clips', 'drawn_runs',
-           'difference', 'row_settling']
+           'score_interval', 'units_mean', 'score_draws', 'noise_kind', 'same_clips', 'drawn_runs', 'difference',
+           'row_settling']
 
 # %% ../../nbs/analysis/15_scores.ipynb #650623a9
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from .shared import weights_of_test
 from ..core.errors import check
 from ..core.seeding import rng
-from ..metrics.differences import DrawnRuns, effect_of, pairable, pooled_noise
-from ..metrics.statistics import NOTHING, Interval, draws, paired_bootstrap, t_interval
+from ..metrics.differences import Clips, DrawnRuns, effect_of, pairable, pooled_noise
+from ..metrics.statistics import NOTHING, Interval, paired_bootstrap, t_interval
 from ..metrics.verdicts import Settling, settling
 from ..train.store import RunResult
 
@@ -145,14 +145,6 @@ def score_draws(result: RunResult, metric: str, weights: np.ndarray) -> np.ndarr
     return units_mean(units(result, metric), [c['id'] for c in result.scores], weights)
 
 # %% ../../nbs/analysis/15_scores.ipynb #33cea7a7
-def group_of(clip: str) -> str:
-    "The video or picture that a clip was made from, by its name; the name itself where it says nothing."
-    video = re.fullmatch(r'(.{11})(_\d+)+', clip)  # AVSBench: a YouTube id and seconds
-    picture = re.fullmatch(r'(\d{12})(_\d+)*', clip)  # VPO: a picture and sounds
-    found = video or picture
-    return found[1] if found else clip
-
-
 def noise_kind(result: RunResult) -> tuple[str, str]:
     "What rows have to share to have one noise of seeds: model and hearing."
     return result.spec.model, result.spec.audio
@@ -168,12 +160,10 @@ def same_clips(results: Sequence[RunResult]) -> list[str]:
     return ids
 
 # %% ../../nbs/analysis/15_scores.ipynb #19797f2b
-def drawn_runs(results: Sequence[RunResult], metric: str) -> tuple[DrawnRuns, int]:
-    "Runs of one setting as `effect_of` takes them, scores in percent, and the number of groups of clips."
-    ids = same_clips(results)
-    groups = [group_of(c) for c in ids]
-    w = draws(len(ids), groups=groups)
-    return {(r.spec.row, r.spec.seed): score_draws(r, metric, w) for r in results}, len(set(groups))
+def drawn_runs(results: Sequence[RunResult], metric: str) -> tuple[DrawnRuns, Clips]:
+    "Runs of one setting as `effect_of` takes them, scores in percent, and what their clips share."
+    w, clips = weights_of_test(results[0].spec, same_clips(results))
+    return {(r.spec.row, r.spec.seed): score_draws(r, metric, w) for r in results}, clips
 
 
 def difference(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) -> Interval:
@@ -181,9 +171,9 @@ def difference(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) -> I
     drawn = [drawn_runs(rs, metric) for rs in (a, b)]
     same_clips([*a, *b])
     runs = {(n, seed): x for n, (found, _) in enumerate(drawn) for (_, seed), x in found.items()}
-    groups = drawn[0][1]
-    noise = pooled_noise(runs, groups, None if pairable(runs, (0, 1)) else False)
-    effect = effect_of(runs, {0: 1.0, 1: -1.0}, {0: noise, 1: noise}, groups)
+    clips = drawn[0][1]
+    noise = pooled_noise(runs, clips, None if pairable(runs, (0, 1)) else False)
+    effect = effect_of(runs, {0: 1.0, 1: -1.0}, {0: noise, 1: noise}, clips)
     return Interval(effect.value, np.nan, np.nan) if effect.reason else effect.interval()
 
 # %% ../../nbs/analysis/15_scores.ipynb #bc803d3f

@@ -18,7 +18,7 @@ from statsmodels.stats.multitest import multipletests
 from ..core.errors import check
 from .differences import Effect, p_value, smallest_effect
 
-# %% ../../nbs/metrics/42_verdicts.ipynb #d025aeaa
+# %% ../../nbs/metrics/42_verdicts.ipynb #223c4379
 VERDICTS = ('reproduced', 'direction reproduced', 'contradicted', 'inconclusive', 'not judged')
 
 
@@ -34,7 +34,7 @@ class Verdict(NamedTuple):
     def text(self, digits: int = 1) -> str:
         "The word with what stands beside it."
         beside = {
-            'direction reproduced': f'{self.ratio:.2g} of the printed',
+            'direction reproduced': f'{self.ratio:.2g} times the printed',
             'inconclusive': f'visible from {self.smallest:.{digits}f}',
             'not judged': self.reason,
         }.get(self.word)

@@ -14,10 +14,11 @@ from typing import Any
 import pandas as pd
 
 from ..analysis.masks import NAMED, RATES, Marks, Pictured, shown_scores
-from ..analysis.scores import drawn_runs, group_of
+from ..analysis.scores import drawn_runs
+from ..analysis.shared import weights_of_test
 from ..experiments.schema import Experiment
-from ..metrics.differences import DrawnRuns, Effect
-from ..metrics.statistics import NOTHING, Interval, draws, weighted_mean
+from ..metrics.differences import Clips, DrawnRuns, Effect
+from ..metrics.statistics import NOTHING, Interval, weighted_mean
 from .figures import intervals_of
 from .tables import RowScores, RowSum, digits_of, long_table
 
@@ -29,17 +30,16 @@ class MarkScores(RowScores):
         super().__init__(marks.results)
         self.marks = marks
 
-    def by_run(self, setting: str, metric: str) -> tuple[DrawnRuns, int]:
+    def by_run(self, setting: str, metric: str) -> tuple[DrawnRuns, Clips]:
         own = [r for r in self.results if r.spec.setting == setting]
         if metric == 'J':
             return drawn_runs(own, metric)
-        clips = self.marks.measured[own[0].run_id].rates.index
-        groups, found = [group_of(c) for c in clips], {}
-        w = draws(len(clips), groups=groups)
+        names, found = self.marks.measured[own[0].run_id].rates.index, {}
+        w, clips = weights_of_test(own[0].spec, list(names))
         for r in own:
-            rates = self.marks.measured[r.run_id].rates.loc[clips, metric]
+            rates = self.marks.measured[r.run_id].rates.loc[names, metric]
             found[r.spec.row, r.spec.seed] = weighted_mean(rates.to_numpy(float), w)
-        return found, len(set(groups))
+        return found, clips
 
     def score(self, row: str, setting: str, metric: str) -> Interval:
         if metric == 'J':  # not known of every run

@@ -42,8 +42,8 @@ FIRST = ('study', 'full', 'paper', 'quick')  # profiles, in the order of the ind
 ABOUT_RESULTS = """# Results
 
 Every page of every profile, with what came out; made by `python -m avsrepro.report.results` from the pages'
-own files. `study` is what judges; `quick` is a demonstration with one seed, which judges nothing. How verdicts
-are reached: [the rule](../nbs/metrics/42_verdicts.ipynb), fixed before the runs.
+own files. `study` is what judges; `quick` is a demonstration with one seed, which judges nothing. How
+verdicts are reached: [the rule](../nbs/metrics/42_verdicts.ipynb), fixed before the runs.
 """
 
 

@@ -18,10 +18,9 @@ import pandas as pd
 from IPython.display import Markdown
 
 from ..analysis.conditions import ClipScores, Condition, columns, paper_conditions
-from ..analysis.scores import group_of
+from ..analysis.shared import weights_of_test
 from ..experiments.schema import Experiment
 from ..metrics.robust import ROBUST_PROTOCOLS
-from ..metrics.statistics import draws
 from .beside import beyond, claimed_differences
 from .figures import dots, intervals_of, legend_below, look
 from .page import Page
@@ -60,15 +59,16 @@ class RobustScores(DrawnScores):
     "The printed columns of runs under several sounds, by one protocol: percent, and fractions for FPR."
 
     def __init__(self, clip_scores: ClipScores, protocol: str = 'robust-legacy', aside: Sequence[str] = ()):
-        self.protocol, self.aside, drawn = protocol, aside, {}
+        self.protocol, self.aside, drawn, shared = protocol, aside, {}, {}
         for setting, clips in clip_scores.tests.items():
-            weights = draws(len(clips.ids), groups=[group_of(c) for c in clips.ids])
+            spec = next(r.spec for r in clip_scores.results if r.spec.setting == setting)
+            weights, shared[setting] = weights_of_test(spec, clips.ids)
             for row in dict.fromkeys(r.spec.row for r in clip_scores.results if r.spec.setting == setting):
                 heard = clip_scores.heard(setting)
                 found = {n: clip_scores.matrices(row, setting, n, protocol) for n in heard}
                 by_seed = [self._of_run(dict(zip(found, one)), weights) for one in zip(*found.values())]
                 drawn[setting, row] = {m: np.array([x[m] for x in by_seed]) for m in by_seed[0]}
-        super().__init__(clip_scores.results, drawn)
+        super().__init__(clip_scores.results, drawn, clips=shared)
 
     def _of_run(self, found: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
         "The columns of one run from its clips `[clips, 3]` by condition."

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..analysis.scores import drawn_runs, group_of, noise_kind, row_settling
+from ..analysis.scores import drawn_runs, noise_kind, row_settling
+from ..analysis.shared import group_of
 from ..experiments.schema import Experiment
 from avsrepro.metrics.differences import (
+    Clips,
     DrawnRuns,
     Effect,
     RunNoise,
@@ -27,7 +29,7 @@ from avsrepro.metrics.differences import (
     pooled_noise,
     sum_of_effects,
 )
-from ..metrics.statistics import NOTHING, Interval, of_draws
+from ..metrics.statistics import NOTHING, Interval
 from ..metrics.verdicts import Verdict, verdict
 from .published import published, published_tables
 from ..train.store import RunResult
@@ -42,13 +44,13 @@ class Effects:
     def __init__(self, results: Sequence[RunResult]):
         self.results, self._noise = list(results), {}
 
-    def by_run(self, setting: str, metric: str) -> tuple[DrawnRuns, int]:
-        "Every run of a setting under the draws, and the number of groups of clips."
+    def by_run(self, setting: str, metric: str) -> tuple[DrawnRuns, Clips]:
+        "Every run of a setting under the draws, and what the clips share."
         raise NotImplementedError
 
     def noise(self, rows: Sequence[str], setting: str, metric: str) -> dict[str, RunNoise | None]:
         "The noise of seeds of every row in a sum of these rows."
-        runs, groups = self.by_run(setting, metric)
+        runs, clips = self.by_run(setting, metric)
         kinds = {r.spec.row: noise_kind(r) for r in self.results if r.spec.setting == setting}
         by_seed = len({kinds[row] for row in rows}) == 1 and pairable(runs, rows)
         found = {}
@@ -56,7 +58,7 @@ class Effects:
             key = setting, metric, kinds[row], by_seed
             if key not in self._noise:
                 own = {k: x for k, x in runs.items() if kinds[k[0]] == kinds[row]}
-                self._noise[key] = pooled_noise(own, groups, None if by_seed else False)
+                self._noise[key] = pooled_noise(own, clips, None if by_seed else False)
             found[row] = self._noise[key]
         return found
 
@@ -65,8 +67,8 @@ class Effects:
         parts = []
         for setting in dict.fromkeys(s for s, _ in rows):
             own = {row: c for (s, row), c in rows.items() if s == setting}
-            runs, groups = self.by_run(setting, metric)
-            parts.append((1, effect_of(runs, own, self.noise(list(own), setting, metric), groups)))
+            runs, clips = self.by_run(setting, metric)
+            parts.append((1, effect_of(runs, own, self.noise(list(own), setting, metric), clips)))
         return sum_of_effects(parts)
 
 # %% ../../nbs/report/10_tables.ipynb #e0000001
@@ -79,10 +81,11 @@ class RowScores(Effects):
 
     def score(self, row: str, setting: str, metric: str) -> Interval:
         "The score of a row: over seeds and clips, or over clips alone where it has one seed."
-        own = [x for (name, _), x in self.by_run(setting, metric)[0].items() if name == row]
+        runs, clips = self.by_run(setting, metric)
+        own = [x for (name, _), x in runs.items() if name == row]
         if len(own) > 1:
             return self.effect({(setting, row): 1.0}, metric).interval()
-        return of_draws(own[0]) if own else NOTHING
+        return clips.interval(own[0]) if own else NOTHING
 
     def difference(self, row: str, other: str, setting: str, metric: str) -> Interval:
         "`row` minus `other`, over seeds and clips; without ends for one seed."
@@ -97,7 +100,7 @@ class RunScores(RowScores):
         super().__init__(results)
         self._drawn = {}
 
-    def by_run(self, setting: str, metric: str) -> tuple[DrawnRuns, int]:
+    def by_run(self, setting: str, metric: str) -> tuple[DrawnRuns, Clips]:
         if (setting, metric) not in self._drawn:
             own = [r for r in self.results if r.spec.setting == setting]
             self._drawn[setting, metric] = drawn_runs(own, metric)
@@ -117,9 +120,10 @@ class DrawnScores(RowScores):
             tuple[str, str], Mapping[str, np.ndarray]
         ],  # (setting, row) -> metric -> [seeds, draws]
         by_seed: Mapping[tuple[str, str], Mapping[str, Sequence[float]]] | None = None,
+        clips: Mapping[str, Clips] | None = None,  # by setting, with the weights behind the draws
     ):
         super().__init__(results)
-        self.drawn, self.by_seed = drawn, by_seed or {}
+        self.drawn, self.by_seed, self.clips = drawn, by_seed or {}, clips or {}
 
     @property
     def metrics(self) -> dict[str, list[str]]:
@@ -132,14 +136,14 @@ class DrawnScores(RowScores):
         own = np.array(self.by_seed.get((setting, row), {}).get(metric, ()), float)
         return x - x[0, 0] + own[:, None] if len(x) == 1 and len(own) > 1 and np.isfinite(own).all() else x
 
-    def by_run(self, setting: str, metric: str) -> tuple[DrawnRuns, int]:
+    def by_run(self, setting: str, metric: str) -> tuple[DrawnRuns, Clips]:
         found = {}
         for row in [row for s, row in self.drawn if s == setting and metric in self.drawn[s, row]]:
             seeds = [r.spec.seed for r in self.runs(row, setting)]
             for seed, x in zip(seeds, self._each(row, setting, metric)):
                 found[row, seed] = x
         clips = next(r for r in self.results if r.spec.setting == setting).scores
-        return found, len({group_of(c['id']) for c in clips})
+        return found, self.clips.get(setting) or Clips(len({group_of(c['id']) for c in clips}))
 
     def effect(self, rows: RowSum, metric: str) -> Effect:
         effect = super().effect(rows, metric)
