@@ -292,7 +292,10 @@ def _at_once(asked: Sequence[Question]) -> Tensor:
 def answered(asked: Sequence[Question]) -> list[Tensor | None]:
     "What every stack answers, in the order asked; None where there is no stack."
     there = [a for a in asked if a.stack is not None]
-    joint = [a for a in there if _joint(a, there)]
+    whole = [
+        a for a in there if type(a.stack) is nn.Sequential
+    ]  # an analysis may have put another in its place
+    joint = [a for a in whole if _joint(a, whole)]
     layers, made = list(zip(*(a.stack[:-1] for a in joint))), {}
     if len(joint) > 1 and all(alike([b.net for b in blocks], joint[0].x) for blocks in layers):
         made = dict(zip(map(id, joint), _at_once(joint)))
