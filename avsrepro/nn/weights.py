@@ -66,15 +66,16 @@ def find_weights(
     folder: str | Path | None = None,  # to look nowhere else
 ) -> Path:
     "The file with the published weights of an encoder; `InputError` says where it was looked for."
-    known = weights_file(encoder)
+    known, remedy = weights_file(encoder), f'`python data_prep/get_weights.py {encoder}`'
     folders = [Path(folder).expanduser()] if folder is not None else shared_folders('weights')
     for place in folders:
         for name in (known.stored, *known.names):
-            if (place / name).is_file():
-                return place / name
+            path = place / name
+            if path.is_file():
+                check(path.stat().st_size > 0, f'{path}: is empty; get it again with {remedy}.')
+                return path
     where = ' or '.join(map(str, folders)) or 'data/weights, and AVSREPRO_WEIGHTS names no other folder'
     names = ' or '.join((known.stored, *known.names))
-    remedy = f'`python data_prep/get_weights.py {encoder}`'
     raise InputError(f"encoder '{encoder}': no {names} in {where}; get it with {remedy}.")
 
 # %% ../../nbs/nn/22_weights.ipynb #8de81427

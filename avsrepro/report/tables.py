@@ -414,11 +414,15 @@ def intervals(differences: pd.DataFrame) -> pd.DataFrame:
 def heading(experiment: Experiment, data: str, profile: str, seeds: Iterable[int]) -> str:
     "The first lines of `table.md`: what it is, of what, and what may be compared."
     listed = ', '.join(map(str, seeds)) or 'none'
+    elsewhere = (
+        'Absolute scores on other data are not comparable with the printed ones; '
+        'differences between rows are what is replicated.'
+    )
     return (
         f'# {experiment.table}: {experiment.title}\n\n'
-        f'Data `{data}`, profile `{profile}`, seeds {listed}. Scores in percent, published -> ours. '
-        'Absolute scores on other data are not comparable with the published ones; '
-        'differences between rows are what is replicated.\n'
+        f'Data `{data}`, profile `{profile}`, seeds {listed}. Scores in percent, printed -> ours. '
+        f'{"" if data == "avsbench" else elsewhere}'.rstrip()
+        + '\n'
     )
 
 # %% ../../nbs/report/10_tables.ipynb #fd917f12
