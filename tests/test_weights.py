@@ -466,13 +466,13 @@ def test_converted_file_goes_first_and_folders_in_order(tmp_path, monkeypatch):
         folder.mkdir()
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setenv('AVSREPRO_WEIGHTS', '~/one:~/two')
-    (two / 'resnet50.safetensors').touch()
+    (two / 'resnet50.safetensors').write_bytes(b'weights')
     assert find_weights('resnet50') == two.resolve() / 'resnet50.safetensors'
-    (one / 'resnet50-19c8e357.pth').touch()
+    (one / 'resnet50-19c8e357.pth').write_bytes(b'weights')
     assert find_weights('resnet50') == one.resolve() / 'resnet50-19c8e357.pth'
-    (one / 'resnet50-0676ba61.pth').touch()
+    (one / 'resnet50-0676ba61.pth').write_bytes(b'weights')
     assert find_weights('resnet50').name == 'resnet50-0676ba61.pth'
-    (one / 'resnet50.safetensors').touch()
+    (one / 'resnet50.safetensors').write_bytes(b'weights')
     assert find_weights('resnet50', '~/one') == one / 'resnet50.safetensors'
     assert find_weights('resnet50') == one.resolve() / 'resnet50.safetensors'
     said = sentence(find_weights, 'mit_b5', two)
