@@ -36,7 +36,7 @@ class Interval(NamedTuple):
         "`1.5 [0.5, 2.5]`; without ends where there are none, `-` where there is no value."
         if not math.isfinite(self.value):
             return '-'
-        value, low, high = (f'{v:{sign}.{digits}f}' for v in self)
+        value, low, high = (f'{round(v, digits) + 0.0:{sign}.{digits}f}' for v in self)  # no -0.0
         return f'{value} [{low}, {high}]' if math.isfinite(self.low) else value
 
 

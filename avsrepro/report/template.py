@@ -21,7 +21,7 @@ from ..experiments.registry import claims
 from ..experiments.schema import Experiment
 from ..metrics.statistics import Interval
 from ..metrics.verdicts import VERDICTS
-from .judging import contrast_of, judge, read_results
+from .judging import NOT_RUN, contrast_of, judge, read_results
 from .tables import control_of, digits_of, hearing_metric, main_metric, sight
 
 # %% ../../nbs/report/14_template.ipynb #14t00006
@@ -55,7 +55,10 @@ def outcome(judged: pd.DataFrame) -> str:
     "What came out, in a few words; '' where nothing is claimed."
     if not len(judged):
         return ''
+    judged = judged[judged.verdict != NOT_RUN]  # rows that the page does not hold
     counts, n = judged.verdict.value_counts(), len(judged)
+    if not n:
+        return 'none of its claims can be judged here'
     if counts.get('not judged', 0) == n:
         return f'not judged, {judged.reason.mode()[0]}'
     found = [(counts.get(word, 0), short) for word, short in zip(VERDICTS, SHORT)]
