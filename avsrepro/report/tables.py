@@ -348,10 +348,8 @@ def shown(value: float, metric: str) -> str:
 
 def arrow(printed: float, ours: float, metric: str) -> str:
     "`72.3 -> 60.1`; `72.3` where we have nothing, `-> 60.1` where nothing is printed, `-` for neither."
-    values = [shown(v, metric) for v in (printed, ours)]
-    if values[1] == '-':
-        return values[0]
-    return f'-> {values[1]}' if values[0] == '-' else ' -> '.join(values)
+    theirs, own = (shown(v, metric) for v in (printed, ours))
+    return theirs if own == '-' else f'{theirs if theirs != "-" else ""} -> {own}'.strip()
 
 
 def cells(table: pd.DataFrame, column: str = 'column') -> pd.DataFrame:
