@@ -34,7 +34,7 @@ from avsrepro.nn.queries import (
 )
 
 # %% auto #0
-__all__ = ['EncoderLayer', 'PyramidEncoder', 'DeadModules', 'AVSegFormerOptions', 'fine_map', 'AVSegFormer']
+__all__ = ['EncoderLayer', 'PyramidEncoder', 'DeadModules', 'AVSegFormerOptions', 'fine_map', 'mean_map', 'AVSegFormer']
 
 # %% ../../nbs/models/40_avsegformer.ipynb #3a7d5675
 class EncoderLayer(nn.Module):
@@ -101,6 +101,11 @@ class AVSegFormerOptions:
 def fine_map(channels: int, dim: int) -> nn.Sequential:
     "The 1/4 map on its way to the mask feature, [N,C1,h,w] to [N,dim,h,w]: two projections (detail 7)."
     return nn.Sequential(conv_norm(channels, dim), conv_norm(dim, dim))
+
+
+def mean_map(x: Tensor) -> Tensor:
+    "The mean of a map [N,C,h,w] over its channels [N,1,h,w]; its gradient lies in memory pixel by pixel."
+    return x.permute(0, 2, 3, 1).mean(-1)[:, None]
 
 # %% ../../nbs/models/40_avsegformer.ipynb #2ce3adb1
 class _MixerLoss:
@@ -187,5 +192,5 @@ class AVSegFormer(_Start, _MixerLoss, QueryMasks, AVSModel):
             q = layer(q, memory, memory)
         inner = size if self.options.upsample == 'inside' else None
         z, mixed = self.masks(q, self.mask_feature(maps[0], pyramid[0]), audio, inner, tap)
-        z, mix = (all_frames(x, which, B, T) for x in (resize(z, size), mixed.mean(1, keepdim=True)))
+        z, mix = (all_frames(x, which, B, T) for x in (resize(z, size), mean_map(mixed)))
         return Output(z, dict(mix=mix))
