@@ -34,7 +34,7 @@ from avsrepro.nn.queries import (
 )
 
 # %% auto #0
-__all__ = ['EncoderLayer', 'PyramidEncoder', 'DeadModules', 'AVSegFormerOptions', 'fine_map', 'mean_map', 'AVSegFormer']
+__all__ = ['EncoderLayer', 'PyramidEncoder', 'DeadModules', 'AVSegFormerOptions', 'fine_map', 'AVSegFormer']
 
 # %% ../../nbs/models/40_avsegformer.ipynb #3a7d5675
 class EncoderLayer(nn.Module):
@@ -103,7 +103,7 @@ def fine_map(channels: int, dim: int) -> nn.Sequential:
     return nn.Sequential(conv_norm(channels, dim), conv_norm(dim, dim))
 
 
-def mean_map(x: Tensor) -> Tensor:
+def _mean_map(x: Tensor) -> Tensor:
     "The mean of a map [N,C,h,w] over its channels [N,1,h,w]; its gradient lies in memory pixel by pixel."
     return x.permute(0, 2, 3, 1).mean(-1)[:, None]
 
@@ -192,5 +192,5 @@ class AVSegFormer(_Start, _MixerLoss, QueryMasks, AVSModel):
             q = layer(q, memory, memory)
         inner = size if self.options.upsample == 'inside' else None
         z, mixed = self.masks(q, self.mask_feature(maps[0], pyramid[0]), audio, inner, tap)
-        z, mix = (all_frames(x, which, B, T) for x in (resize(z, size), mean_map(mixed)))
+        z, mix = (all_frames(x, which, B, T) for x in (resize(z, size), _mean_map(mixed)))
         return Output(z, dict(mix=mix))

@@ -28,7 +28,7 @@ from avsrepro.models.base import (
     untapped,
 )
 from ..nn.features import Features
-from ..nn.layers import area_pool, map_of, pixels_first, resize, rows_of
+from ..nn.layers import area_pool, resize
 
 # %% auto #0
 __all__ = ['dilated', 'ASPP', 'attend_plain', 'attend_cheap', 'attend_linear', 'Interaction', 'doubled', 'ResidualUnit',
@@ -101,8 +101,7 @@ class ASPP(nn.Module):
         y = [_convolved(conv, x) for conv in self.convs if conv not in outside]
         if outside:
             W, b = sum(conv.weight[:, :, 1:2, 1:2] for conv in outside), sum(conv.bias for conv in outside)
-            rows = F.linear(rows_of(x), W.flatten(1), b) if not x.is_contiguous() else None
-            y.append(F.conv2d(x, W, b) if rows is None else map_of(rows, x.shape[-2:]))
+            y.append(F.conv2d(x, W, b))
         return sum(y[1:], y[0])
 
 # %% ../../nbs/models/30_tpavi.ipynb #c9212d78
@@ -332,7 +331,7 @@ class TPAVI(_MatchingLoss, AVSModel):
         there = None if valid is None else some_frames(valid.flatten(), which)
         for j, (aspp, tpavi, step) in enumerate(zip(self.aspp, self.tpavi, self.decoder), 1):
             tap = self.tapping(f'stage{j}.', B)
-            x = tap('visual', real_frames(aspp(pixels_first(features.visual[-j].flatten(0, 1))), valid))
+            x = tap('visual', real_frames(aspp(features.visual[-j].flatten(0, 1)), valid))
             x, a = in_groups(tpavi, by_clip(x, B), features.audio_vector, self.options.group, tap)
             x = some_frames(tap('fused', real_frames(x.flatten(0, 1), valid)), which)
             y = F.relu(x)
