@@ -378,12 +378,10 @@ class SDAVS(AVSModel):
         heads, narrow = o.heads or max(dim // 32, 1), o.head_dim or max(dim // 4, 32)
         self.stem = AudioStem(audio.dim, audio.map_channels, dim, o.audio_grid, heads)
         check(1 <= o.levels <= has, f"levels is {o.levels}; the visual encoder has {has}.")
-        self.levels, coarse_first = o.levels, list(visual.channels)[::-1][: o.levels]
-        self.laterals = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(C, dim, 1), group_norm(dim)) for C in coarse_first
-        )
-        self.stages = nn.ModuleList(self.stage(heads) for _ in coarse_first)
-        self.skips = nn.ModuleList(nn.Conv2d(dim, narrow, 1) for _ in coarse_first)
+        self.levels, coarse = o.levels, list(visual.channels)[::-1][: o.levels]
+        self.laterals = nn.ModuleList(nn.Sequential(nn.Conv2d(C, dim, 1), group_norm(dim)) for C in coarse)
+        self.stages = nn.ModuleList(self.stage(heads) for _ in coarse)
+        self.skips = nn.ModuleList(nn.Conv2d(dim, narrow, 1) for _ in coarse)
         self.mlp = nn.Sequential(nn.ReLU(), nn.Conv2d(narrow, narrow, 1), nn.ReLU())
         self.fc = nn.Conv2d(narrow, self.num_classes, 1)
 
