@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import check
-from .base import AVSModel, Output, any_class, by_clip, register_model
+from .base import AVSModel, Output, all_frames, any_class, register_model, some_frames
 from ..nn.deformable import DeformableAttention, Sizes, flatten_levels, pixel_centres, split_levels
 from ..nn.features import Features
 from ..nn.layers import conv_norm, resize
@@ -102,6 +102,11 @@ def fine_map(channels: int, dim: int) -> nn.Sequential:
     "The 1/4 map on its way to the mask feature, [N,C1,h,w] to [N,dim,h,w]: two projections (detail 7)."
     return nn.Sequential(conv_norm(channels, dim), conv_norm(dim, dim))
 
+
+def _mean_map(x: Tensor) -> Tensor:
+    "The mean of a map [N,C,h,w] over its channels [N,1,h,w]; its gradient lies in memory pixel by pixel."
+    return x.permute(0, 2, 3, 1).mean(-1)[:, None]
+
 # %% ../../nbs/models/40_avsegformer.ipynb #2ce3adb1
 class _MixerLoss:
     "The loss term `mix` of a model whose `aux` has logits [B,T,1,h,w] of that name; a mixin (detail 11)."
@@ -176,9 +181,10 @@ class AVSegFormer(_Start, _MixerLoss, QueryMasks, AVSModel):
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or at the mask feature's resolution if None."
-        B, tap = features.audio_vector.shape[0], self.tapping('', features.audio_vector.shape[0])
-        maps = [m.flatten(0, 1) for m in features.visual[-self.levels :]]
-        audio = self.audio_proj(features.audio_vector.flatten(0, 1))
+        (B, T), which = features.audio_vector.shape[:2], self.wanted(features)  # frames do not meet
+        given = *features.visual[-self.levels :], features.audio_vector
+        *maps, vector = (some_frames(x.flatten(0, 1), which) for x in given)
+        audio, tap = self.audio_proj(vector), self.tapping('', B)
         q = tap('queries', self.generator(audio) + self.learned)
         memory, sizes = self.encoder(maps[-3:])
         pyramid = [tap(f'memory{s}', m) for s, m in zip((8, 16, 32), split_levels(memory, sizes))]
@@ -186,4 +192,5 @@ class AVSegFormer(_Start, _MixerLoss, QueryMasks, AVSModel):
             q = layer(q, memory, memory)
         inner = size if self.options.upsample == 'inside' else None
         z, mixed = self.masks(q, self.mask_feature(maps[0], pyramid[0]), audio, inner, tap)
-        return Output(by_clip(resize(z, size), B), dict(mix=by_clip(mixed.mean(1, keepdim=True), B)))
+        z, mix = (all_frames(x, which, B, T) for x in (resize(z, size), _mean_map(mixed)))
+        return Output(z, dict(mix=mix))

@@ -22,8 +22,9 @@ from ..data.layouts import VOID
 from ..nn.features import Features
 
 # %% auto #0
-__all__ = ['MODELS', 'Tap', 'Output', 'by_clip', 'register_model', 'untapped', 'Tapping', 'Tapped', 'NoOptions', 'HasOptions',
-           'DrawsNoise', 'noisy_parts', 'noisy', 'same_noise', 'AVSModel', 'any_class', 'check_inputs']
+__all__ = ['MODELS', 'Tap', 'Output', 'by_clip', 'some_frames', 'all_frames', 'register_model', 'untapped', 'Tapping', 'Tapped',
+           'NoOptions', 'HasOptions', 'DrawsNoise', 'noisy_parts', 'noisy', 'same_noise', 'AVSModel', 'any_class',
+           'check_inputs']
 
 # %% ../../nbs/models/10_base.ipynb #3db6ca0e
 @dataclass
@@ -37,6 +38,23 @@ class Output:
 def by_clip(x: Tensor, clips: int) -> Tensor:
     "[(B T),...] to [B,T,...], `clips` being B."
     return rearrange(x, '(b t) ... -> b t ...', b=clips)
+
+# %% ../../nbs/models/10_base.ipynb #10ba5e01
+def some_frames(x: Tensor, which: Tensor | None) -> Tensor:
+    "Frames number `which` of x [(B T),...], which lie in memory as they did; x itself for None."
+    if which is None:
+        return x
+    if x.ndim == 4 and not x.is_contiguous():  # pixel by pixel
+        return x.permute(0, 2, 3, 1).index_select(0, which).permute(0, 3, 1, 2)
+    return x.index_select(0, which)
+
+
+def all_frames(x: Tensor, which: Tensor | None, clips: int, frames: int) -> Tensor:
+    "Frames number `which` [N,...] to [B,T,...], the others zero; None: all are there."
+    if which is None:
+        return by_clip(x, clips)
+    whole = x.new_zeros(clips * frames, *x.shape[1:])
+    return by_clip(whole.index_copy(0, which, x), clips)
 
 # %% ../../nbs/models/10_base.ipynb #1a81be07
 MODELS: dict[str, type] = {}  # name -> class, filled by `register_model`
@@ -278,6 +296,13 @@ class AVSModel(HasOptions, Tapped, _Encoding):
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "Masks at `size` (H, W), or at the model's own resolution if None. Written by each method."
         raise NotImplementedError(f"{type(self).__name__} has no decode.")
+
+    def wanted(self, features: Features) -> Tensor | None:
+        "Numbers of the (B T) frames of which a mask is asked; None: all, as where somebody taps."
+        some = features.wanted
+        if some is None or self._taps is not None or some.all() or not some.any():
+            return None
+        return some.flatten().nonzero()[:, 0]
 
     def own_losses(self, output: Output, target: Tensor, supervised: Tensor) -> dict[str, Tensor]:
         "Own loss terms of an output, its target [B,T,h,w] at the logits' resolution and supervised [B,T]."

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import check
-from .base import AVSModel, Output, Tap, by_clip, register_model, untapped
+from avsrepro.models.base import (
+    AVSModel,
+    Output,
+    Tap,
+    all_frames,
+    by_clip,
+    register_model,
+    some_frames,
+    untapped,
+)
 from ..nn.features import Features
 from avsrepro.nn.layers import (
     Attention,
@@ -248,9 +257,13 @@ class DAMF(nn.Module):
         pairs = zip(*(asks[name] for name in ways))
         return dict(zip(ways, exchange(list(ways.values()), *pairs, clips)))
 
-    def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Tap = untapped) -> Tensor:
-        "F'_v [(B T),C,h,w] and F'_a [(B T),C,g,g] -> F'_a->v + F'_v->a [(B T),C,h,w]."
-        size, found, out = F_v.shape[-2:], self.found(F_v, F_a, clips), []
+    def forward(
+        self, F_v: Tensor, F_a: Tensor, clips: int, tap: Tap = untapped, which: Tensor | None = None
+    ) -> Tensor:
+        "F'_v [(B T),C,h,w] and F'_a [(B T),C,g,g] -> F'_a->v + F'_v->a [(B T),C,h,w], of some frames."
+        size, out = F_v.shape[-2:], []
+        found = {k: some_frames(x, which) for k, x in self.found(F_v, F_a, clips).items()}
+        F_v, F_a = some_frames(F_v, which), some_frames(F_a, which)
         if 'a2v' in found:
             x = found['a2v']
             x = interact(self.interaction, x, resize(F_a, x.shape[-2:]))
@@ -275,19 +288,25 @@ class SDAVSStage(nn.Module):
         y, *heard = small_conv(F_a, conv, *(() if self.snrp is None else (self.snrp.conv,)))
         return (heard[0] if heard else F_a), F_a + norm(y)
 
-    def fuse(self, F_v: Tensor, F_a: Tensor, heard: Tensor, clips: int, tap: Tap) -> Tensor:
-        "Eqs. 1-7 with F'_a `heard`: the fused feature plus the visual one that it came from [(B T),C,h,w]."
+    def fuse(
+        self, F_v: Tensor, F_a: Tensor, heard: Tensor, clips: int, tap: Tap, which: Tensor | None
+    ) -> Tensor:
+        "Eqs. 1-7 with F'_a `heard`: the fused feature plus the visual one that it came from [N,C,h,w]."
         pre, after = self.snrp is not None and self.pre, self.snrp is not None and not self.pre
         seen = self.snrp.select(F_v, heard, tap) if pre else F_v  # F'_v
         audio = pixels_first(tap('audio', F_a if after else heard))
-        alone = self.damf is None
-        fused = seen + resize(audio, F_v.shape[-2:]) if alone else self.damf(seen, audio, clips, tap)
-        return tap('fused', self.snrp.select(fused + F_v, heard, tap) if after else fused + seen)
+        fused = None if self.damf is None else self.damf(seen, audio, clips, tap, which)
+        seen, heard = some_frames(seen, which), some_frames(heard, which)
+        if fused is None:
+            fused = seen + resize(some_frames(audio, which), F_v.shape[-2:])
+        return tap('fused', self.snrp.select(fused + seen, heard, tap) if after else fused + seen)
 
-    def forward(self, F_v: Tensor, F_a: Tensor, clips: int, tap: Tap = untapped) -> tuple[Tensor, Tensor]:
-        "Both streams, F_v [(B T),C,h,w] and F_a [(B T),C,g,g], for the next stage."
+    def forward(
+        self, F_v: Tensor, F_a: Tensor, clips: int, tap: Tap = untapped, which: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        "Both streams, F_v [(B T),C,h,w] of some frames and F_a [(B T),C,g,g], for the next stage."
         heard, then = self.hear(F_a)
-        fused = self.fuse(tap('visual', F_v), F_a, heard, clips, tap)
+        fused = self.fuse(tap('visual', F_v), F_a, heard, clips, tap, which)
         return tap('out', F.relu(self.visual(fused))), then
 
 # %% ../../nbs/models/20_sdavs.ipynb #fcee983e
@@ -359,12 +378,10 @@ class SDAVS(AVSModel):
         heads, narrow = o.heads or max(dim // 32, 1), o.head_dim or max(dim // 4, 32)
         self.stem = AudioStem(audio.dim, audio.map_channels, dim, o.audio_grid, heads)
         check(1 <= o.levels <= has, f"levels is {o.levels}; the visual encoder has {has}.")
-        self.levels, coarse_first = o.levels, list(visual.channels)[::-1][: o.levels]
-        self.laterals = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(C, dim, 1), group_norm(dim)) for C in coarse_first
-        )
-        self.stages = nn.ModuleList(self.stage(heads) for _ in coarse_first)
-        self.skips = nn.ModuleList(nn.Conv2d(dim, narrow, 1) for _ in coarse_first)
+        self.levels, coarse = o.levels, list(visual.channels)[::-1][: o.levels]
+        self.laterals = nn.ModuleList(nn.Sequential(nn.Conv2d(C, dim, 1), group_norm(dim)) for C in coarse)
+        self.stages = nn.ModuleList(self.stage(heads) for _ in coarse)
+        self.skips = nn.ModuleList(nn.Conv2d(dim, narrow, 1) for _ in coarse)
         self.mlp = nn.Sequential(nn.ReLU(), nn.Conv2d(narrow, narrow, 1), nn.ReLU())
         self.fc = nn.Conv2d(narrow, self.num_classes, 1)
 
@@ -383,16 +400,17 @@ class SDAVS(AVSModel):
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or at the finest stage's resolution if None (Eqs. 8, 9)."
-        B, finest = features.audio_vector.shape[0], features.visual[-len(self.stages)].shape[-2:]
-        F_v, seen, heard = None, [], []
+        (B, T), finest = features.audio_vector.shape[:2], features.visual[-len(self.stages)].shape[-2:]
+        F_v, seen, heard, which = None, [], [], self.wanted(features)
         F_a = self.stem(features.audio_vector.flatten(0, 1), features.audio_map.flatten(0, 1))
         F_a = self.tap('stem', F_a, B)
         for j, (lateral, stage, skip) in enumerate(zip(self.laterals, self.stages, self.skips), 1):
             level = _level(lateral, features.visual[-j].flatten(0, 1))
             F_v = level if F_v is None else level + resize(F_v, level.shape[-2:])
-            F_v, F_a = stage(F_v, F_a, B, self.tapping(f'stage{j}.', B))
-            seen.append(resize(pixelwise(skip, F_v), finest))
-            heard.append(F_a)
+            last = j == len(self.stages)  # nothing behind it mixes frames
+            F_v, F_a = stage(F_v, F_a, B, self.tapping(f'stage{j}.', B), which if last else None)
+            seen.append(resize(pixelwise(skip, F_v if last else some_frames(F_v, which)), finest))
+            heard.append(some_frames(F_a, which))
         seen.append(resize(conv_sum(self.skips, heard), finest))
         logits = _masks(self.mlp, self.fc, self.tap('fus_out', sum(seen[1:], seen[0]), B))
-        return Output(by_clip(resize(logits, size), B))
+        return Output(all_frames(resize(logits, size), which, B, T))

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import check
-from .base import AVSModel, Output, any_class, by_clip, check_inputs, register_model
+from avsrepro.models.base import (
+    AVSModel,
+    Output,
+    all_frames,
+    any_class,
+    by_clip,
+    check_inputs,
+    register_model,
+    some_frames,
+)
 from .selm_clever import CLEVER, AVLayer, SingleLevel
 from avsrepro.models.selm_stages import (
     BCSM,
@@ -243,23 +252,26 @@ class _EarlyFusion:
 class _Selection:
     "BCSM over all stages; a mixin of `SelM` (details 5, 6)."
 
-    def select(self, maps: list[Tensor], tokens: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Projected maps [B,T,C,h,w] and tokens [B,T,C] of each stage to what is selected.
+    def select(
+        self, maps: list[Tensor], tokens: list[Tensor], which: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Projected maps [B,T,C,h,w] and tokens [B,T,C] of each stage to what is selected, of some frames.
 
-        Maps of the same shapes, and sounds [B,T,S,C]: one of each stage, or the last alone."""
+        Maps [N,C,h,w], and sounds [N,S,C]: one of each stage, or the last alone."""
         o, last = self.options, self.options.sounds == 'last'
         joined = o.joined and self.num_classes > 1
         chosen, heard, weights, asked = [], [], [], []
         for stage, x, t in zip(self.stages, maps, tokens):
             asked += [stage.bcsm.ask_sound(tokens[-1] if last else t, joined), stage.bcsm.ask_picture(x)]
         made = answered(asked)
-        for x, t, g, w in zip(maps, tokens, made[::2], made[1::2]):
+        for given in zip(maps, tokens, made[::2], made[1::2]):
+            x, t, g, w = (z if z is None else some_frames(z.flatten(0, 1), which) for z in given)
             chosen.append(x if g is None else select(x, [g[..., None, None]], o.gate))
             weights += [] if w is None else [w]
             heard.append(t if w is None else select(t, [w], o.gate))
         if last:
-            heard = [select(tokens[-1], weights, o.gate) if weights else tokens[-1]]
-        return chosen, torch.stack(heard, 2)
+            heard = [select(t, weights, o.gate) if weights else t]
+        return chosen, torch.stack(heard, 1)
 
 # %% ../../nbs/models/50_selm.ipynb #7a1c05f3
 def _dead_in_stage(stage: SelMStage) -> list[str]:
@@ -353,16 +365,16 @@ class SelM(_EarlyFusion, _Selection, _HeatLoss, _Said, AVSModel):
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or as the decoder makes them if None."
-        B, tokens = len(features.audio_vector), features.tokens
+        (B, T), tokens, which = features.audio_vector.shape[:2], features.tokens, self.wanted(features)
         maps = features.visual[-self.levels :]
         if tokens is None:
             maps, tokens = self.on_levels(features)
         projected = []
         for i, (stage, m) in enumerate(zip(self.stages, maps), self.first):
             projected.append(by_clip(stage.project(m.flatten(0, 1), self.tapping(f'stage{i}.', B)), B))
-        chosen, sounds = self.select(projected, tokens)
-        chosen = [x.flatten(0, 1) for x in chosen]
+        chosen, sounds = self.select(projected, tokens, which)
         chosen = [self.tap(f'stage{i}.selected', x, B) for i, x in enumerate(chosen, self.first)]
-        sounds = self.tap('heard', sounds.flatten(0, 1), B)
+        sounds = self.tap('heard', sounds, B)
         z, heats = self.decoder(chosen, sounds, self.tapping('', B))
-        return Output(by_clip(resize(z, size, aligned=True), B), dict(heat=[by_clip(h, B) for h in heats]))
+        z, *heats = (all_frames(x, which, B, T) for x in (resize(z, size, aligned=True), *heats))
+        return Output(z, dict(heat=heats))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import check
-from .base import AVSModel, Output, Tap, by_clip, register_model, untapped
+from .base import AVSModel, Output, Tap, all_frames, register_model, some_frames, untapped
 from ..nn.features import Features
 from ..nn.layers import area_pool, resize
 
@@ -263,7 +263,7 @@ def in_groups(
     heard: list[Tensor] = []
 
     def collect(name: str, y: Tensor) -> Tensor:
-        heard.append(by_clip(y, len(x)))
+        heard.append(y.unflatten(0, (len(x), -1)))
         return y
 
     parts = [block(*part, collect) for part in zip(x.split(group, 1), vector.split(group, 1))]
@@ -317,17 +317,18 @@ class TPAVI(_MatchingLoss, AVSModel):
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Output:
         "`Features` to logits [B,T,K,H,W] at `size`, or as the head makes them if None."
-        B, path, fused, sounds = features.audio_vector.shape[0], None, [], []
+        (B, T), path, fused, sounds = features.audio_vector.shape[:2], None, [], []
+        which, valid = self.wanted(features), features.valid
+        there = None if valid is None else some_frames(valid.flatten(), which)
         for j, (aspp, tpavi, step) in enumerate(zip(self.aspp, self.tpavi, self.decoder), 1):
             tap = self.tapping(f'stage{j}.', B)
-            x = tap('visual', real_frames(aspp(features.visual[-j].flatten(0, 1)), features.valid))
-            x, a = in_groups(tpavi, by_clip(x, B), features.audio_vector, self.options.group, tap)
-            x = tap('fused', real_frames(x.flatten(0, 1), features.valid))
+            x = tap('visual', real_frames(aspp(features.visual[-j].flatten(0, 1)), valid))
+            x, a = in_groups(tpavi, x.unflatten(0, (B, T)), features.audio_vector, self.options.group, tap)
+            x = some_frames(tap('fused', real_frames(x.flatten(0, 1), valid)), which)
             y = F.relu(x)
-            path = tap('out', real_frames(step(x, path, y), features.valid))
-            fused.append(by_clip(y if self.options.inplace else x, B))
+            path = tap('out', real_frames(step(x, path, y), there))
+            fused.append(all_frames(y if self.options.inplace else x, which, B, T))
             sounds.append(a)
-        if self.upsample:
-            path = doubled(path)  # the small one is let go
-        logits = real_frames(self.head(self.tap('fus_out', path, B)), features.valid)
-        return Output(by_clip(resize(logits, size), B), dict(fused=fused, sounds=sounds))
+        path = doubled(path) if self.upsample else path  # the small one is let go
+        logits = resize(real_frames(self.head(self.tap('fus_out', path, B)), there), size)
+        return Output(all_frames(logits, which, B, T), dict(fused=fused, sounds=sounds))

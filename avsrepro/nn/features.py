@@ -35,12 +35,13 @@ class Features:
         None  # [B,T,C] of every stage, from a model that aligns while it encodes
     )
     valid: torch.Tensor | None = None  # bool [B,T], False for frames that are padding; None: there are none
+    wanted: torch.Tensor | None = None  # bool [B,T], frames of which a mask is asked; None: of all
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> 'Features':
         "The same features, every tensor changed."
         visual, tokens = ([change(x) for x in xs] if xs else xs for xs in (self.visual, self.tokens))
-        valid = None if self.valid is None else change(self.valid)
-        return Features(visual, change(self.audio_vector), change(self.audio_map), tokens, valid)
+        valid, wanted = (None if x is None else change(x) for x in (self.valid, self.wanted))
+        return Features(visual, change(self.audio_vector), change(self.audio_map), tokens, valid, wanted)
 
     def to(self, *args, **kw) -> 'Features':
         "The same features on another device or in another format, as `Tensor.to`."

@@ -48,8 +48,8 @@ def keep_factors(x: Tensor, p: float) -> Tensor:
     "For each value of x 0, with probability p to within 2^-17, or else 1 / (1 - p): x times it is dropout."
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
     lost = min(round(p * 2**16), 2**16 - 1)
-    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= lost - 2**15
-    return kept.to(x.dtype).mul_(1 / (1 - lost / 2**16))
+    drawn = bits.view(torch.int16)[: x.numel()].view(x.shape).to(torch.promote_types(x.dtype, torch.float32))
+    return torch.ge(drawn, lost - 2**15, out=drawn).mul_(1 / (1 - lost / 2**16)).to(x.dtype)
 
 
 class Dropout(nn.Dropout):

@@ -228,6 +228,8 @@ def predict(
     batch: Batch,
     size: tuple[int, int] | None = None,  # of the masks; None: the decoder's own resolution
     amp: str | None = None,  # 'bf16': autocast where `in_half` holds
+    wanted: Tensor
+    | None = None,  # bool [B,T]: of which frames; the masks of others may be zero. None: of all
 ) -> Output:
     "The model's output for a batch, on the model's device."
     device = next(model.parameters()).device
@@ -237,4 +239,6 @@ def predict(
         else:
             frames, mel = (x.to(device, non_blocking=True) for x in batch.inputs)
             features = model.encode(model.normalise(frames), mel)
+        if wanted is not None:
+            features = replace(features, wanted=wanted.to(device))
         return model.decode(features, None if size is None else tuple(size))

@@ -116,9 +116,9 @@ def batch_loss(
     "The named terms of the loss on a batch, and `total`; unsupervised frames have no part in it."
     device = next(model.parameters()).device
     size = batch.target.shape[-2:] if config.loss_stride == 1 else None
-    output = predict(model, batch, size, config.amp)
-    target = reduce_target(batch.target.to(device), output.logits.shape[-2:]).long()
     supervised = batch.supervised.to(device)
+    output = predict(model, batch, size, config.amp, supervised)
+    target = reduce_target(batch.target.to(device), output.logits.shape[-2:]).long()
     return weighted_loss(model, output, target, supervised, config.loss or model.loss, shares)
 
 # %% ../../nbs/train/29_steps.ipynb #618f6a8a
