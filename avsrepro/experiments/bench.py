@@ -251,7 +251,7 @@ def files_of(commit: str) -> Iterator[Path]:
         tempfile.TemporaryDirectory(prefix='avsrepro-') as d,
         tarfile.open(fileobj=io.BytesIO(packed)) as tar,
     ):
-        tar.extractall(d, filter='data')
+        tar.extractall(d)
         yield Path(d)
 
 # %% ../../nbs/experiments/59_bench.ipynb #e07b04a0
