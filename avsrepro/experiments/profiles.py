@@ -263,7 +263,8 @@ def _check_training(name: str, data: dict[str, Any]) -> None:
         for setting, values in _known(f'{name}: tuning.{who}', settings, TRAINED_SETTINGS).items():
             where = f'{name}: tuning.{who}.{setting}'
             _trained(where, {**data['train'].get(setting, {}), **_keyed(where, values)})
-    for key in data.get('because', {}):
+    for key, why in _keyed(f'{name}: because', data.get('because', {})).items():
+        check(isinstance(why, str), f'{name}: because.{key} is {why!r:.200}; expected a reason in words.')
         _check_reason(name, key, data)
 
 # %% ../../nbs/experiments/30_profiles.ipynb #565d4e19
