@@ -3,7 +3,6 @@
 import re
 import unicodedata
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -23,7 +22,7 @@ def plain(text: str) -> str:
 @cache
 def text_of(paper: str) -> str:
     "The plain text of a paper; the test is skipped where it is not here."
-    for folder in (repo_root() / 'shared' / 'papers', Path('/work/shared/papers')):
+    for folder in (repo_root() / 'shared' / 'papers', repo_root().parent / 'shared' / 'papers'):
         path = folder / f'{TEXTS[paper]}.txt'
         if path.is_file():
             return plain(path.read_text(encoding='utf-8'))
