@@ -117,7 +117,7 @@ ABOUT_TRIALS = """# Tuning: {trials} trials of each method on each setting
 
 Profile `{profile}`, data `{source}`, seed 0, validation split alone. `score` is the mean over the last
 quarter of the epochs (J over frames in percent; mean IoU over classes for AVSS), `best` the highest of any
-epoch. Marked with * is what the profile has.
+epoch. Marked with * is the best of its method and setting.
 """
 
 
