@@ -102,8 +102,13 @@ def silence_sentence(experiment: Experiment, differences: pd.DataFrame) -> str:
         return ''
     lost = own.assign(ours_delta=0 - own.ours_delta, low=0 - own.high, high=0 - own.low).to_dict('records')
     parts = [f'{_points(line)} on {line["setting"].upper()}' for line in lost]
-    hears = (own.high.fillna(own.ours_delta) < 0).all()
-    end = 'sight alone does not solve these data' if hears else 'sight alone may solve these data'
+    end = (
+        'sight alone does not solve these data'
+        if (own.high < 0).all()
+        else 'sight alone may solve these data'
+    )
+    if own.high.isna().any():
+        end = 'with one seed nothing follows from it'
     return f'Trained in silence, the model loses {" and ".join(parts)} (points of {_called(metric)}): {end}.'
 
 # %% ../../nbs/report/14_template.ipynb #7b0ff06a
