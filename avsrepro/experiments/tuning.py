@@ -49,7 +49,7 @@ def method_run(model: str, setting: str, profile: Profile | str, data: str = 'pr
     raise unknown('setting of the methods', setting, TUNED_ON)
 
 # %% ../../nbs/experiments/70_tuning.ipynb #70000009
-RATE_FACTORS = (0.125, 0.25, 0.5, 1.0)  # times the rate of the setting
+RATE_FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # times the rate of the setting
 
 
 LONGER = 4  # times the steps of warm-up
