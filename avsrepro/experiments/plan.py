@@ -35,6 +35,8 @@ def _bank_weights(profile: Profile, source: str, what: str, encoders: dict[str, 
 def encoder_options(profile: Profile, source: str, variant: str = '') -> dict[str, Any]:
     "Options of `create_model` for both encoders: names, what is frozen, and the files of their weights."
     options = dict(profile.encoder(source, variant))
+    if options['visual_weights'] == 'pretrain':
+        options['backbone_options'] = {**options.get('backbone_options', {}), 'standardised': True}
     weights = {}
     for what, name in (('visual', 'backbone'), ('audio', 'audio')):
         if options.pop(f'{what}_weights') == 'pretrain':

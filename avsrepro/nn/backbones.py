@@ -81,6 +81,10 @@ def _of_full(name: str, options: dict) -> list[str]:
 
 def _load_visual(backbone: VisualBackbone, state: dict, source: str | Path, options: dict) -> None:
     "Load a state dict in timm's names, which may hold the rest of the full model too."
+    if backbone.standards is not None:
+        own = {k: v for k, v in state.items() if k.startswith('standards.')}
+        load_weights(backbone.standards, {k.removeprefix('standards.'): v for k, v in own.items()}, source)
+        state = {k: v for k, v in state.items() if k not in own}
     load_weights(backbone.net, state, source, also=_of_full(backbone.name, options))
     if backbone.name == 'mobilenetv1_100' and _identity_block(backbone.net):
         backbone.hold(backbone.net.blocks[4][1])
@@ -112,6 +116,7 @@ def create_backbone(
     weights: str | Path | None = None,  # or a local file
     mean: tuple[float, float, float] | None = None,  # normalisation on the 0-1 scale, default timm's
     std: tuple[float, float, float] | None = None,
+    standardised: bool = False,  # maps less their mean, over their deviation, both in the file of weights
     **kw,  # options of the timm model, e.g. img_size, drop_path_rate
 ) -> VisualBackbone:
     """A timm model as a four-level encoder.
@@ -127,7 +132,7 @@ def create_backbone(
     mean, std = mean or cfg.mean, std or cfg.std
     if name == 'mobilenetv1_100' and not pretrained and (state is None or _identity_block(state)):
         mean, std, options = (0.5,) * 3, (0.5,) * 3, TF_MOBILENET | kw
-    backbone = VisualBackbone(_build_checked(name, pretrained, options), name, mean, std)
+    backbone = VisualBackbone(_build_checked(name, pretrained, options), name, mean, std, standardised)
     if state is not None:
         _load_visual(backbone, state, weights, options)
     return backbone

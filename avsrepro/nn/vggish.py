@@ -51,6 +51,12 @@ class VGGish(AudioBackbone):
             *(nn.Linear(fc, dim), nn.ReLU()),
         )
 
+    def shrink(self, factor: float) -> None:
+        "From now on the vector is so many times smaller; the map stays."
+        with torch.no_grad():
+            for p in self.embeddings[-2].parameters():
+                p /= factor
+
     def forward(self, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         m = self.features(self.mono(mel))
         return self.embeddings(rearrange(m, 'n c t f -> n (t f c)')), m
