@@ -44,6 +44,7 @@ class SceneConfig:
     change: float = 0.6  # chance that the sounding subset is drawn anew from one segment to the next
     silent: tuple[int, int] = (0, 2)  # least and most silent objects beside the sounding one (S4)
     objects: tuple[int, int] = (2, 4)  # least and most objects (MS3, AVSS)
+    side: tuple[float, float] = (0.46, 0.7)  # least and most side of a cut-out, in sides of the frame
     floor: float = 0.002  # RMS of the white noise under every recording
     seed: int = 0
 
@@ -92,7 +93,7 @@ def cutout_frames(
     "Frames uint8 `[T,H,W,3]` and masks bool `[T,objects,H,W]` of moving cut-outs."
     n, S = len(labels), cfg.size
     ground = bank.background(split, rng, (S, S))
-    pieces = [bank.cutout(split, label, rng, int(S * rng.uniform(0.46, 0.7))) for label in labels]
+    pieces = [bank.cutout(split, label, rng, int(S * rng.uniform(*cfg.side))) for label in labels]
     centres = spread(n, rng) * S
     speed, sway = rng.normal(0, 0.03 * S, (n, 2)), rng.uniform(0, 0.03 * S, (n, 2))
     phase = rng.uniform(0, 6.3, (n, 2))
