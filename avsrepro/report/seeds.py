@@ -73,11 +73,11 @@ def wrong_shares(shares: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 # %% ../../nbs/report/62_seeds.ipynb #62s00015
-ABOUT_SEEDS = """# How often a verdict is wrong: {share:.1f} % of rows against themselves ({profile}, {source}, {seeds} seeds)
+ABOUT_SEEDS = """# Rows against themselves: {share:.1f} % 'different' ({profile}, {source}, {seeds} seeds)
 
 Rows were compared with themselves, {size} seeds against {size} others; 5 % of the 95 % intervals should
-exclude zero. Of those over seeds and clips {share:.1f} % do [{low:.1f}, {high:.1f}], of those over clips alone,
-the rule before, {old:.1f} %. [The rule](../../../../nbs/metrics/42_verdicts.ipynb), [how errors are
+exclude zero. Of those over seeds and clips {share:.1f} % do [{low:.1f}, {high:.1f}], of those over clips
+alone, the rule before, {old:.1f} %. [The rule](../../../../nbs/metrics/42_verdicts.ipynb), [how errors are
 counted](../../../../nbs/analysis/86_calibration.ipynb), [command](meta.json).
 
 ![wrong intervals by setting, and the smallest effect by number of seeds](figure.png)
