@@ -42,7 +42,7 @@ def _rows(base: RunSpec) -> dict[str, RunSpec]:
         rows[f'{base.model}, seconds together'] = replace(base, options={**base.options, **TOGETHER})
     return rows
 
-
+# %% ../../nbs/report/60_hearing.ipynb #60h00021
 def hearing_specs(
     profile: Profile,
     data: str = 'procedural',
@@ -82,7 +82,7 @@ def hearing_table(results: Sequence[RunResult]) -> pd.DataFrame:
         lines.append(line | dict(seconds=round(np.mean([r.duration_s for r in runs]))))
     return pd.DataFrame(lines)
 
-
+# %% ../../nbs/report/60_hearing.ipynb #60h00022
 def deaf_lines(table: pd.DataFrame) -> list[str]:
     "The methods that are not above their control, or have not settled, in words."
     found = []

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import typer
 
@@ -88,7 +87,7 @@ PARTS = {  # table -> its heading and what it says
     'endings': 'Which weights are tested: validation score by the decay of their average and by epoch',
 }
 
-
+# %% ../../nbs/report/62_seeds.ipynb #62s00019
 def seeds_text(tables: dict[str, pd.DataFrame], profile: str, source: str, seeds: int) -> str:
     "`table.md`: headline, figure, the four tables."
     whole = tables['shares'][tables['shares'].setting == 'all']
@@ -119,7 +118,7 @@ def write_seeds(results: Sequence[RunResult], profile: str, source: str) -> Path
     export_runs(results, folder / 'runs.jsonl')
     return folder
 
-
+# %% ../../nbs/report/62_seeds.ipynb #62s00018
 def seeds_main(
     profile: Annotated[str, typer.Option(help='A profile or its file.')] = 'quick',
     data: Annotated[str, typer.Option(help='procedural or voc_esc.')] = 'procedural',
