@@ -227,3 +227,10 @@ def test_the_index_of_results_is_in_sync():
     from avsrepro.report.results import results_text
 
     assert (ROOT / 'results' / 'README.md').read_text(encoding='utf-8') == results_text(ROOT / 'results')
+
+
+def test_the_table_of_papers_is_in_sync():
+    from avsrepro.report.readme import relink
+    from avsrepro.report.results import papers_table
+
+    assert relink(papers_table(ROOT / 'results')) in (ROOT / 'README.md').read_text(encoding='utf-8')

@@ -31,16 +31,19 @@ def visible(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     ]
     for c in shown.cells:
         if c.cell_type == 'code':
-            c.source = DIRECTIVE.sub('', c.source).strip('\n')
-    shown.cells = [c for c in shown.cells if c.source.strip()]
+            told = 'echo: false' in DIRECTIVE.findall(c.source)  # its output alone
+            c.source = '' if told else DIRECTIVE.sub('', c.source).strip('\n')
+    shown.cells = [c for c in shown.cells if c.source.strip() or c.get('outputs')]
     return shown
 
 # %% ../../nbs/report/50_readme.ipynb #3345c467
 TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% block input %}
+{%- if cell.source %}
 ```python
 {{ cell.source }}
 ```
+{%- endif %}
 {% endblock input %}
 {% block stream %}
 ```text
