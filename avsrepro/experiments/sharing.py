@@ -112,7 +112,7 @@ def record_scores(result: RunResult) -> pd.DataFrame:
 
     weights, shared = weights_of_test(result.spec, [c['id'] for c in result.scores])
     pooled = result.spec.setting.startswith('vpo')
-    metrics = (('mIoU' if pooled else 'J', 'F') if semantic(result) else ('J', 'F', 'J_sounding'))
+    metrics = ('mIoU' if pooled else 'J', 'F') if semantic(result) else ('J', 'F', 'J_sounding')
     lines = []
     for metric in metrics:
         interval = shared.interval(score_draws(result, metric, weights))
@@ -243,11 +243,9 @@ def _licences(record: Mapping[str, Any]) -> str:
 
 def _limits(record: Mapping[str, Any]) -> str:
     known = record.get('objects')
-    seen = f'It was trained on {", ".join(known)} and nothing else' if known else 'It knows what its data hold'
+    seen = f'It was trained on {", ".join(known)}' if known else 'It was trained on what its data hold'
     return (
-        f'{seen}; other objects are marked by likeness, or not at all.
-
-Like other models of this field it may '
+        f'{seen}; other objects are marked by likeness, or not at all.\n\nLike other models it may '
         'mark what is seen though it does not sound: compare with the same video muted '
         '(`avsrepro segment --silence`, `avsrepro evaluate --negatives`).'
     )
