@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from huggingface_hub import ModelHubMixin
 
 from ..core.errors import InputError, check
 from ..core.identity import array_hash, content_hash
-from ..core.paths import atomic_write, publish
-from .single import ONE_RUN, find_run, kept_in
+from ..core.paths import atomic_write, cache_dir, find_shared, locked, publish
+from ..data.loading import locate
+from .single import ONE_RUN, find_run, kept_in, single_run
 from avsrepro.models.pretrained import (
     MODEL_FILES,
     from_pretrained,
@@ -24,7 +26,7 @@ from avsrepro.models.pretrained import (
     room_for,
     save_pretrained,
 )
-from ..train.store import RunResult, RunSpec, RunStore, model_code, without_places
+from ..train.store import RunResult, RunSpec, RunStore, model_code, note, without_places
 
 if TYPE_CHECKING:  # whoever only reads a card does not wait for torch
     import pandas as pd
@@ -32,8 +34,10 @@ if TYPE_CHECKING:  # whoever only reads a card does not wait for torch
     from avsrepro.models.base import AVSModel
 
 # %% auto #0
-__all__ = ['CLIP_LENGTHS', 'CARD', 'CARD_FILE', 'portable', 'weights_digest', 'class_names', 'objects_known', 'record_scores',
-           'train_command', 'model_record', 'card_text', 'export', 'HubModel', 'push_to_hub']
+__all__ = ['CLIP_LENGTHS', 'CARD', 'CARD_FILE', 'SMALLEST', 'NEGATIVE_SHARE', 'TAKES', 'portable', 'weights_digest',
+           'class_names', 'objects_known', 'record_scores', 'train_command', 'model_record', 'card_text', 'export',
+           'HubModel', 'push_to_hub', 'smallest_run', 'known_source', 'is_suitable', 'newest_export', 'knows',
+           'suitable_model']
 
 # %% ../../nbs/experiments/82_sharing.ipynb #82000006
 def portable(spec: RunSpec, model: AVSModel) -> dict[str, Any]:
@@ -356,3 +360,87 @@ def push_to_hub(
         said = (str(e).strip() or type(e).__name__).splitlines()[0]
         remedy = 'log in with `hf auth login` or set HF_TOKEN, and give owner/name'
         raise InputError(f'{name}: the hub did not take {folder} ({said}); {remedy}.') from e
+
+# %% ../../nbs/experiments/82_sharing.ipynb #82000028
+SMALLEST = dict(  # source -> changes of the profile: two objects, each silent more often than not
+    procedural=('scenes.procedural.ms3.objects=[2, 2]',),
+    voc_esc=('scenes.voc_esc.ms3.objects=[2, 2]', 'train.ms3.epochs=6'),
+)
+NEGATIVE_SHARE = 0.2  # of what is trained on: sounds from off-screen and silence
+
+
+def smallest_run(data: str = 'procedural', profile: str = 'quick') -> RunSpec:
+    "The run of the smallest useful model on a source of data."
+    source, _ = locate(data)
+    check(source in SMALLEST, f'{data}: a model for any video is trained on procedural or voc_esc.')
+    spec = single_run('sdavs', 'ms3', profile, data, changes=SMALLEST[source])
+    items = round(spec.data['config']['train'] / (1 - NEGATIVE_SHARE))
+    mixture = dict(kinds=['offscreen', 'silence'], ratio=NEGATIVE_SHARE, items=items)
+    return replace(spec, data={**spec.data, 'mixture': mixture})
+
+
+def known_source() -> str:
+    "voc_esc where that bank and the published weights for it are here, else procedural."
+    from avsrepro.nn.weights import find_weights
+
+    if find_shared('voc_esc') is None:
+        return 'procedural'
+    try:
+        for encoder in ('mobilenetv1_100', 'yamnet'):
+            find_weights(encoder)
+    except InputError:
+        return 'procedural'
+    return 'voc_esc'
+
+# %% ../../nbs/experiments/82_sharing.ipynb #82000030
+def is_suitable(folder: Path) -> bool:
+    "Whether a folder is a model's that says what a video needs: size of frames, length of clips, setting."
+    try:
+        record = read_config(folder)['record']
+    except InputError:
+        return False
+    said = all(record.get(k) for k in ('size', 'frames', 'setting', 'channels'))
+    return said and (folder / 'model.safetensors').is_file()
+
+
+def newest_export() -> Path | None:
+    "The newest suitable export in the cache."
+    found = [f for f in cache_dir('models').iterdir() if not f.name.startswith('.') and is_suitable(f)]
+    return max(found, key=lambda f: (f / 'config.json').stat().st_mtime_ns, default=None)
+
+
+def knows(folder: Path) -> str:
+    "A sentence about what the model in a folder can recognise."
+    record = read_config(folder)['record']
+    named = record.get('classes') or record.get('objects')
+    objects = ', '.join(n for n in named or () if n != 'background') or 'what its data hold'
+    drawn = ' (drawn shapes: no video of yours)' if record['data']['source'] == 'procedural' else ''
+    return f'{record["setting"]} model of run {record["run"]}: it was trained on {objects}{drawn}.'
+
+# %% ../../nbs/experiments/82_sharing.ipynb #82000031
+TAKES = dict(procedural=3, voc_esc=4)  # minutes on two cores, data included
+
+
+def suitable_model(
+    quiet: bool = False,
+    data: str | None = None,  # procedural, voc_esc or its folder, for one that is trained now
+    profile: str = 'quick',
+    store: RunStore | None = None,
+) -> Path:
+    "The folder of a model for a video: the newest suitable export in the cache, or one that is trained now."
+    from avsrepro.experiments.run import run_specs
+
+    say = (lambda message: None) if quiet else note
+    with locked(cache_dir('models') / 'suitable'):  # two that ask at once train one
+        folder = newest_export()
+        if folder is None:
+            spec = smallest_run(data or known_source(), profile)
+            source = spec.data['source']
+            say(f'No model is given and none lies in {cache_dir("models")}.')
+            say(f'Training {spec.model} on {source}, once: about {TAKES[source]} min on two cores.')
+            (result,) = run_specs([spec], store=store, progress=not quiet)
+            folder = kept_in(result)
+            if not folder.exists():
+                export(result, folder, store, dict(command='avsrepro segment, without a model'))
+        say(f'{folder.name}: {knows(folder)}')
+    return folder

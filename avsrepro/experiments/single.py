@@ -208,11 +208,12 @@ def find_subject(
     run = _known_run(name, store)
     found = _of_run(run, setting, data, profile, store) if run else _of_folder(name, setting, data, profile)
     model, spec = found
-    splits, classes = open_splits(spec.data, spec.setting), num_classes(spec.data, spec.setting)
-    if split not in splits:
-        raise unknown('split', split, splits)
+    classes = num_classes(spec.data, spec.setting)
     told = f'{name}: tells {model.num_classes} class(es) apart, {spec.setting} of these data has {classes}.'
     check(model.num_classes == classes, told)
+    splits = open_splits(spec.data, spec.setting)
+    if split not in splits:
+        raise unknown('split', split, splits)
     same = run is not None and split == 'test' and spec.data == run.spec.data
     return Subject(name, model, spec, splits[split], run if same else None)
 
