@@ -102,7 +102,7 @@ def spec_lines(spec: RunSpec) -> list[str]:
         for k, v in parts.items()
     ]
 
-
+# %% ../../nbs/cli/25_runs.ipynb #2500001a
 def run_text(result: RunResult) -> str:
     "A run as text."
     from avsrepro.experiments.sharing import record_scores
@@ -188,7 +188,7 @@ def effect_between(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) 
     noise = pooled_noise(runs, clips, None if pairable(runs, (0, 1)) else False)
     return effect_of(runs, {0: 1.0, 1: -1.0}, {0: noise, 1: noise}, clips)
 
-
+# %% ../../nbs/cli/25_runs.ipynb #2500001a19
 @runs_app.command('compare')
 def runs_compare(
     first: Annotated[str, typer.Argument(help='A run, or several by seed: ID,ID,ID.')],

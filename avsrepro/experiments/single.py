@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # whoever only reads results does not wait for torch
     from avsrepro.models.base import AVSModel
 
 # %% auto #0
-__all__ = ['ONE_RUN', 'PROTOCOLS', 'single_run', 'score_table', 'find_run', 'Subject', 'frame_size', 'data_for', 'find_subject',
-           'subject_record', 'negative_table', 'chosen_scores', 'scores_text', 'kept_in']
+__all__ = ['ONE_RUN', 'SCORE_PROTOCOLS', 'single_run', 'score_table', 'find_run', 'Subject', 'frame_size', 'data_for',
+           'find_subject', 'subject_record', 'negative_table', 'chosen_scores', 'scores_text', 'kept_in']
 
 # %% ../../nbs/experiments/80_single.ipynb #80000006
 def single_run(
@@ -76,7 +76,7 @@ def _stages(result: RunResult, clips: Sequence, weights: np.ndarray) -> dict[tup
     return found
 
 # %% ../../nbs/experiments/80_single.ipynb #80000010
-PROTOCOLS = ('avsbench', 'dataset-pooled', 'robust-legacy', 'robust-fixed')
+SCORE_PROTOCOLS = ('avsbench', 'dataset-pooled', 'robust-legacy', 'robust-fixed')
 
 
 def score_table(
@@ -195,7 +195,7 @@ def _known_run(name: str, store: RunStore | None) -> RunResult | None:
         return None
     return find_run(name, store)
 
-
+# %% ../../nbs/experiments/80_single.ipynb #8000002a
 def find_subject(
     name: str,  # of a run, a folder or a hub's model
     data: str | None = None,
@@ -274,13 +274,13 @@ def negative_table(subject: Subject) -> pd.DataFrame:
 # %% ../../nbs/experiments/80_single.ipynb #80000028
 def chosen_scores(
     subject: Subject,
-    protocols: Sequence[str] = (),  # of `PROTOCOLS`; default: all that were counted
+    protocols: Sequence[str] = (),  # of `SCORE_PROTOCOLS`; default: all that were counted
     negatives: bool = False,
 ) -> pd.DataFrame:
     "One table of all scores asked for; those under other sounds where `negatives` or a robust protocol is."
     for p in protocols:
-        if p not in PROTOCOLS:
-            raise unknown('protocol', p, PROTOCOLS)
+        if p not in SCORE_PROTOCOLS:
+            raise unknown('protocol', p, SCORE_PROTOCOLS)
     robust = negatives or any(p.startswith('robust') for p in protocols)
     parts = [] if protocols and all(p.startswith('robust') for p in protocols) else [_own_table(subject)]
     table = pd.concat([*parts, *([negative_table(subject)] if robust else [])], ignore_index=True)
