@@ -221,7 +221,7 @@ class Hub(BaseHTTPRequestHandler):
             given = json.loads(data)
             repo = '/'.join(filter(None, [given.get('organization'), given['name']]))
             hub.repos.setdefault(repo, {})
-            hub.private[repo] = given.get('private')
+            hub.private[repo] = given.get('private') or given.get('visibility') == 'private'  # older, newer
             return self.answer(dict(url=f'http://{self.headers["Host"]}/{repo}'))
         repo = '/'.join(self.path.removeprefix('/api/models/').split('/')[:2])
         if '/preupload/' in self.path:
