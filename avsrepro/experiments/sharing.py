@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +28,9 @@ from avsrepro.models.pretrained import (
 from ..train.store import RunResult, RunSpec, RunStore, model_code, note, without_places
 
 # %% auto #0
-__all__ = ['CLIP_LENGTHS', 'CARD', 'CARD_FILE', 'SMALLEST', 'NEGATIVE_SHARE', 'TAKES', 'portable', 'weights_digest',
-           'class_names', 'objects_known', 'record_scores', 'train_command', 'model_record', 'card_text', 'export',
-           'HubModel', 'push_to_hub', 'smallest_run', 'known_source', 'is_suitable', 'newest_export', 'knows',
-           'suitable_model']
+__all__ = ['CLIP_LENGTHS', 'CARD', 'CARD_FILE', 'SMALLEST', 'TAKES', 'portable', 'weights_digest', 'class_names', 'objects_known',
+           'record_scores', 'train_command', 'model_record', 'card_text', 'export', 'HubModel', 'push_to_hub',
+           'smallest_run', 'known_source', 'is_suitable', 'newest_export', 'knows', 'suitable_model']
 
 # %% ../../nbs/experiments/82_sharing.ipynb #8200000a
 if TYPE_CHECKING:  # whoever only reads a card does not wait for torch
@@ -363,23 +361,16 @@ def push_to_hub(
         raise InputError(f'{name}: the hub did not take {folder} ({said}); {remedy}.') from e
 
 # %% ../../nbs/experiments/82_sharing.ipynb #82000028
-SMALLEST = dict(  # source -> changes of the profile: two objects, each silent more often than not
-    procedural=('scenes.procedural.ms3.objects=[2, 2]',),
-    voc_esc=('scenes.voc_esc.ms3.objects=[2, 2]', 'train.ms3.epochs=6'),
-)
-NEGATIVE_SHARE = 0.2  # of what is trained on: sounds from off-screen and silence
+SMALLEST = dict(procedural=(), voc_esc=('train.ms3.epochs=8',))  # source -> changes of the profile
 
 
 def smallest_run(data: str = 'procedural', profile: str = 'quick') -> RunSpec:
     "The run of the smallest useful model on a source of data."
     source, _ = locate(data)
     check(source in SMALLEST, f'{data}: a model for any video is trained on procedural or voc_esc.')
-    spec = single_run('sdavs', 'ms3', profile, data, changes=SMALLEST[source])
-    items = round(spec.data['config']['train'] / (1 - NEGATIVE_SHARE))
-    mixture = dict(kinds=['offscreen', 'silence'], ratio=NEGATIVE_SHARE, items=items)
-    return replace(spec, data={**spec.data, 'mixture': mixture})
+    return single_run('sdavs', 'ms3', profile, data, changes=SMALLEST[source])
 
-# %% ../../nbs/experiments/82_sharing.ipynb #8200002a35
+
 def known_source() -> str:
     "voc_esc where that bank and the published weights for it are here, else procedural."
     from avsrepro.nn.weights import find_weights
