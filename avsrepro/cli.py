@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
+from .commands.site import report
 from .core.errors import InputError, check
 from .core.paths import settle_places, user_path
 from .core.processes import cores, lack
@@ -366,8 +367,6 @@ def bench_steps(
     print(f'{folder / "table.md"}\n\n{(folder / "table.md").read_text(encoding="utf-8")}')
 
 # %% ../nbs/cli/10_cli.ipynb #7a1c1791
-from .commands.site import report
-
 app.command('report')(report)
 
 # %% ../nbs/cli/10_cli.ipynb #2cc733e2

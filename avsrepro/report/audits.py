@@ -33,6 +33,10 @@ def interval_in(table: pd.DataFrame, value: str = 'ours', **where: str) -> Inter
     return Interval(line[value], line.low, line.high)
 
 
+def _signed(v: float) -> str:
+    return f'{round(v, 1) + 0.0:+.1f}'
+
+
 def _settings(table: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(table.setting))
 
@@ -64,8 +68,8 @@ def protocol(folder: Path) -> str:
         own = given[(given.setting == setting) & (given.metric == 'J')]
         least, most = own.loc[own.given.idxmin()], own.loc[own.given.idxmax()]
         said.append(
-            f'On {setting.upper()} pooling all pixels gives between {least.given:+.1f} ({least.row}) and '
-            f'{most.given:+.1f} ({most.row}) points of J for the same masks.'
+            f'On {setting.upper()} pooling all pixels gives between {_signed(least.given)} ({least.row}) and '
+            f'{_signed(most.given)} ({most.row}) points of J for the same masks.'
         )
     kept, inside = (pairs.word == 'kept').sum(), leads.word.str.startswith('within').sum()
     said.append(
@@ -79,14 +83,15 @@ def deafness(folder: Path) -> str:
     "Question 1 of SelM."
     table, said = _read(folder), []
     for row, words in (('SelM', 'By the text'), ('SelM, code', 'By the released code')):
-        own = interval_in(table, row=row, metric='J, own').text(1)
-        other = interval_in(table, row=row, metric='J, alignment').text(1)
+        own = interval_in(table, row=row, metric='J, own')
+        other = interval_in(table, row=row, metric='J, alignment')
         said.append(
-            f"{words} the model scores J {own} with each clip's own sound, and {other} when the alignment "
+            f"{words} the model scores J {own.text(1)} with each clip's own sound, and {other.text(1)} when the alignment "
             "alone hears another clip's."
         )
-    whole = interval_in(table, row='SelM, code', metric='J, exchanged').text(1)
-    said.append(f'With the whole sound exchanged the released model falls to {whole}, so it hears elsewhere.')
+    whole = interval_in(table, row='SelM, code', metric='J, exchanged')
+    end = ', so it hears elsewhere' if whole.high < own.low else ''
+    said.append(f'With the whole sound exchanged the released model scores {whole.text(1)}{end}.')
     return ' '.join(said)
 
 # %% ../../nbs/report/76_audits.ipynb #8d980013

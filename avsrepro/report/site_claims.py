@@ -227,7 +227,8 @@ def _cells(c: Any) -> list[tuple[str, str]]:
     beside = '' if pd.isna(c.reason) or not c.reason else f'<small>{escape(str(c.reason))}</small>'
     word = f'<span class="badge {verdict_class(c.verdict)}">{c.verdict}</span>{beside}'
     setting = f'{escape(str(c.setting).upper())} {escape(c.metric)}'.strip()
-    ours = effect_text(c.ours, c.low, c.high)
+    value, _, ends = effect_text(c.ours, c.low, c.high).partition(' ')
+    ours = f'{value}<small>{ends}</small>' if ends else value
     rank = str(WORDS.index(c.verdict))
     found = [
         (PAPERS[c.paper], PAPERS[c.paper]),

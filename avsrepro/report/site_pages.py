@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def github_slug(title: str) -> str:
     return re.sub(r'[^\w\- ]', '', title.strip().lower()).replace(' ', '-')
 
 # %% ../../nbs/report/70_site_pages.ipynb #7aa60008
+@cache
 def _headings(root: Path) -> dict[str, str]:
     "Anchors of the README as GitHub has them -> as Jupyter has them."
     nb = json.loads((root / 'nbs' / 'index.ipynb').read_text(encoding='utf-8'))

@@ -1,5 +1,10 @@
-// Sorting and filters of the table of claims. Without JavaScript the table is whole and in the papers' order.
+// The sidebar shows where the reader is; sorting and filters of the table of claims. Without JavaScript
+// the table is whole and in the papers' order.
 (() => {
+  const here = document.querySelector('.sidebar-tree .current-page');
+  const pane = document.querySelector('.sidebar-scroll');
+  if (here && pane) pane.scrollTop = Math.max(0, here.offsetTop - pane.clientHeight / 2);
+
   const page = document.querySelector('.claims-page');
   if (!page) return;
   const body = page.querySelector('tbody');
