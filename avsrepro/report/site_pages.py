@@ -52,7 +52,7 @@ def site_links(text: str, page: Path, root: Path) -> str:
 
     return re.sub(LINK.pattern + r'(#([^)\s]+))?', turned, text)
 
-
+# %% ../../nbs/report/70_site_pages.ipynb #7aa60008a
 def linked_files(text: str, page: Path) -> Iterator[Path]:
     "The files of the checkout that relative links of a page lead to."
     for _, link in LINK.findall(text):
@@ -153,7 +153,7 @@ def _files_of(folder: Path) -> str:
     names = sorted(p.name for p in folder.glob('*') if p.suffix in ('.csv', '.json', '.tex'))
     return ' · '.join(f'[{n}]({n})' for n in names)
 
-
+# %% ../../nbs/report/70_site_pages.ipynb #7aa60017a
 def results_markdown(folder: Path) -> str:
     "The page of a results folder: its `table.md` between what it is and where it comes from."
     text = (folder / 'table.md').read_text(encoding='utf-8')

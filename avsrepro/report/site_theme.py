@@ -22,7 +22,7 @@ def _item(title: str, link: str, here: bool, level: int, inside: str = '') -> st
     head = f'<li class="toctree-l{level}{now}">'
     return f'{head}<a class="reference internal" href="{escape(link)}">{escape(title)}</a>{inside}</li>'
 
-
+# %% ../../nbs/report/69_site_theme.ipynb #9f0c0007a
 def sidebar(
     page: str,
     listed: Mapping[str, Sequence[str]],  # page -> the pages that it lists
