@@ -27,11 +27,11 @@ setup(
     ],
     project_urls={"Source": cfg["git_url"]},
     packages=find_packages(include=["avsrepro", "avsrepro.*"]),
-    package_data={"avsrepro": ["papers/*/published/*.csv", "papers/*/register.csv", "experiments/profiles/*.yaml", "experiments/recipes/*.yaml", "nn/*.csv", "data/bank_lists/*.csv", "models/release_maps/*.csv"]},
+    package_data={"avsrepro": ["papers/*/published/*.csv", "papers/*/register.csv", "experiments/profiles/*.yaml", "experiments/recipes/*.yaml", "nn/*.csv", "data/bank_lists/*.csv", "report/site_files/*", "models/release_maps/*.csv"]},
     include_package_data=True,
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "cuda", "video")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "cuda", "video", "site")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d'],
