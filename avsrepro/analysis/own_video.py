@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LENGTHS', 'LEAST', 'InputForm', 'form_of', 'load_model', 'full_windows', 'window_clip', 'muted', 'label_at', 'Moment',
-           'moments', 'shares_of', 'Span', 'borders', 'spans']
+           'moments', 'shares_of', 'Span', 'borders', 'spans', 'Marks', 'bar_of']
 
 # %% ../../nbs/analysis/90_own_video.ipynb #a4af6dc5
+from bisect import bisect
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from tqdm import tqdm
 
 from .windows import Window, windows
 from ..core.errors import check
@@ -152,7 +154,7 @@ def _labels(model: AVSModel, clip: Clip, which: range, size: tuple[int, int]) ->
     return [label_at(logits[t], size) for t in which]
 
 # %% ../../nbs/analysis/90_own_video.ipynb #39397061
-class _Train:
+class _Queue:
     "The pictures that lie whole seconds apart, and the windows that wait for them."
 
     def __init__(self, form: InputForm, length: int, overlap: int | None):
@@ -178,11 +180,11 @@ def moments(
     "What the model marks at each of `instants`, in the order in which windows are complete."
     times = instants(media.seconds, media.rate, per_second)
     reader = SoundReader(media, form.channels, behind=form.frames + SECONDS + 2)
-    trains = [_Train(form, len(times[p::per_second]), overlap) for p in range(min(per_second, len(times)))]
+    queues = [_Queue(form, len(times[p::per_second]), overlap) for p in range(min(per_second, len(times)))]
     for k, picture in enumerate(pictures_at(media, times)):
-        part, train = k % per_second, trains[k % per_second]
-        for w in train.add(to_frames([picture], form.size)[0]):
-            clip = window_clip(form, train.held, reader, w.start + part / per_second, media.seconds)
+        part, queue = k % per_second, queues[k % per_second]
+        for w in queue.add(to_frames([picture], form.size)[0]):
+            clip = window_clip(form, queue.held, reader, w.start + part / per_second, media.seconds)
             which = range(w.first - w.start, w.last - w.start)
             labels = _labels(model, clip, which, media.size)
             silent = _labels(model, muted(clip), which, media.size) if silence else [None] * len(labels)
@@ -232,3 +234,37 @@ def spans(
         for k in now - open_at.keys():
             open_at[k] = t
     return sorted(found, key=lambda s: (s.start, s.label))
+
+# %% ../../nbs/analysis/90_own_video.ipynb #4162fa69
+@dataclass(frozen=True)
+class Marks:
+    "The shares of the picture that were marked in a video."
+
+    seconds: float  # of the video
+    times: list[float]
+    shares: list[dict[int, float]]  # by instant and class
+    muted: list[dict[int, float]] | None = None  # the same without sound
+
+    def most(self, label: int) -> float:
+        "The largest share of a class at any instant, with sound or without."
+        return max((s.get(label, 0.0) for s in [*self.shares, *(self.muted or [])]), default=0.0)
+
+    def ranked(self) -> list[int]:
+        "Classes that are more than a speck somewhere, those with the most area first."
+        sums = {}
+        for here in [*self.shares, *(self.muted or [])]:
+            for k, share in here.items():
+                sums[k] = sums.get(k, 0.0) + share
+        seen = [k for k in sums if self.most(k) >= LEAST]
+        return sorted(seen, key=lambda k: (-sums[k], k))
+
+    def nearest(self, time: float) -> int:
+        "The number of the instant that is nearest."
+        return bisect(borders(self.times, self.seconds)[1:-1], time)
+
+# %% ../../nbs/analysis/90_own_video.ipynb #5a5f5856
+def bar_of(what: str, total: float, quiet: bool = False) -> tqdm:
+    "A bar with the time left, from two seconds on and where somebody looks."
+    form = '{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left'
+    look = dict(delay=2, leave=False, disable=True if quiet else None)
+    return tqdm(desc=what, total=total, bar_format=form, **look)
