@@ -365,6 +365,11 @@ def bench_steps(
     folder = bench_train(model, against, profile, rounds)
     print(f'{folder / "table.md"}\n\n{(folder / "table.md").read_text(encoding="utf-8")}')
 
+# %% ../nbs/cli/10_cli.ipynb #ba9c29f6
+from .commands.segment import segment
+
+app.command()(segment)
+
 # %% ../nbs/cli/10_cli.ipynb #2cc733e2
 if __name__ == '__main__' and '__file__' in globals():
     main()

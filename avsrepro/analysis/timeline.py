@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'WIDTH', 'HEIGHT', 'MOST_PICTURES', 'spectrogram', 'strip_times', 'clock', 'write_timeline']
 
-# %% ../../nbs/analysis/92_timeline.ipynb #5ca24c69
+# %% ../../nbs/analysis/92_timeline.ipynb #80672e33
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from .overlay import MOST_NAMES, colours_of
-from .own_video import Marks, borders
-from ..core.pictures import shrink_pictures
+from .own_video import LEAST, Marks, borders
 from ..data.audio import log_mel
 from ..data.media import Media, SoundReader
 
@@ -55,7 +54,7 @@ def clock(seconds: float) -> str:
     hours, minutes, rest = parts
     return f'{hours}:{minutes:02}:{rest:02}' if hours else f'{minutes}:{rest:02}'
 
-# %% ../../nbs/analysis/92_timeline.ipynb #14de1cfc
+# %% ../../nbs/analysis/92_timeline.ipynb #c367e741
 def _pictures(axis: Any, media: Media, times: Sequence[float], pictures: Sequence[np.ndarray]) -> None:
     "A row of pictures, each over its time."
     wide = media.seconds * HEIGHT * media.size[1] / media.size[0] / WIDTH
@@ -77,6 +76,8 @@ def _curves(axis: Any, marks: Marks, classes: Sequence[str], colours: dict[int, 
     for shares, line, width in rows:
         for k in list(colours)[:MOST_NAMES]:
             values = [100 * s.get(k, 0.0) for s in shares]
+            if max(values) < 100 * LEAST:
+                continue
             name = classes[k].replace('_', ' ') + (', muted' if line != '-' else '')
             look = dict(color=np.array(colours[k]) / 300, linestyle=line, linewidth=width, label=name)
             axis.stairs(values, edges, baseline=None, **look)
@@ -97,7 +98,7 @@ def _heard(axis: Any, mel: np.ndarray, seconds: float) -> None:
     axis.set(yticks=places, yticklabels=['250 Hz', '1 kHz', '4 kHz'], ylabel='sound')
     axis.xaxis.set_major_formatter(lambda x, _: clock(x))
 
-# %% ../../nbs/analysis/92_timeline.ipynb #947a0f1f
+# %% ../../nbs/analysis/92_timeline.ipynb #5abec334
 def write_timeline(
     path: Path,
     media: Media,
@@ -127,5 +128,4 @@ def write_timeline(
     axes[-1].set(xlim=(0, media.seconds))
     figure.suptitle(title, x=edges['left'], ha='left', fontsize=11)
     figure.savefig(path)
-    shrink_pictures(path, 'png')
     return path
