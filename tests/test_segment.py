@@ -30,9 +30,9 @@ from avsrepro.models.registry import create_model  # noqa: E402
 TINY = dict(
     name='tpavi',
     backbone='pvt_v2_b0',
-    backbone_options=dict(embed_dims=[8, 8, 8, 8], depths=[1, 1, 1, 1]),
+    backbone_options=dict(embed_dims=[16, 32, 40, 64], depths=[1, 1, 1, 1]),
     audio='vggish_small',
-    dim=8,
+    dim=16,
     gamma=1.0,
     num_classes=3,
 )
@@ -283,7 +283,9 @@ def test_everything_is_written(tmp_path, model):
     rows = list(csv.DictReader(open(folder / 'spans.csv')))
     for name, k in (('dog', 1), ('violin', 2)):
         there = [(m == k).mean() >= 0.005 for m in masks]
-        spanned = sum(float(r['to']) - float(r['from']) for r in rows if (r['object'], r['sound']) == (name, 'on'))
+        spanned = sum(
+            float(r['to']) - float(r['from']) for r in rows if (r['object'], r['sound']) == (name, 'on')
+        )
         edges = [0, 1.4375, 2.4375, 3.4375, done.marks.seconds]
         assert abs(spanned - sum(np.diff(edges)[there])) < 0.01
     about = json.loads((folder / 'about.json').read_text())
@@ -308,7 +310,10 @@ def test_binary_masks_are_0_and_255(tmp_path):
     done = segment_file(tmp_path / 'photo.png', folder, wav, quiet=True)
     mask = np.asarray(Image.open(done.places.folder / 'masks' / '000000.938.png'))
     assert mask.shape == (H, W) and set(np.unique(mask)) <= {0, 255}
-    assert json.loads((done.places.folder / 'about.json').read_text())['classes'] == ['background', 'sounding']
+    assert json.loads((done.places.folder / 'about.json').read_text())['classes'] == [
+        'background',
+        'sounding',
+    ]
 
 
 # what cannot be
