@@ -368,15 +368,19 @@ def test_bad_files_are_one_sentence(tmp_path, model, capsys, monkeypatch):
     assert left(tmp_path) == before
 
 
-def test_damage_in_the_middle_leaves_nothing(tmp_path, model):
-    "An undamaged head, then bytes that mean nothing: refused while the masks are made."
-    path = film(tmp_path / 'film.mkv', 6, codec='mpeg4', audio='flac')
-    data = bytearray(path.read_bytes())
-    third = len(data) // 3
-    data[third : 2 * third] = np.random.default_rng(1).bytes(third)
+@pytest.mark.parametrize('part', ['pictures', 'sound'])
+def test_damage_in_the_middle_leaves_nothing(tmp_path, model, part):
+    "A whole head and index, then bytes that mean nothing: refused while it is read, wherever they lie."
+    path = film(tmp_path / 'film.mp4', 6, movflags='faststart')
+    with av.open(str(path)) as container:
+        track = container.streams.video[0] if part == 'pictures' else container.streams.audio[0]
+        places = [(p.pos, p.size) for p in container.demux(track) if p.size]
+    data, rng = bytearray(path.read_bytes()), np.random.default_rng(1)
+    for start, size in places[len(places) // 2 :]:
+        data[start : start + size] = rng.bytes(size)
     path.write_bytes(data)
     said = refusal_of(segment_file, path, model, quiet=True)
-    assert str(path) in said and left(tmp_path) == ['film.mkv']
+    assert str(path) in said and left(tmp_path) == ['film.mp4']
 
 
 def test_outputs_are_not_overwritten(tmp_path, model, capsys, monkeypatch):
