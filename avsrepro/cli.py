@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
+from .commands.segment import segment
 from .core.errors import InputError, check
 from .core.paths import settle_places, user_path
 from .core.processes import cores, lack
@@ -366,8 +367,6 @@ def bench_steps(
     print(f'{folder / "table.md"}\n\n{(folder / "table.md").read_text(encoding="utf-8")}')
 
 # %% ../nbs/cli/10_cli.ipynb #ba9c29f6
-from .commands.segment import segment
-
 app.command()(segment)
 
 # %% ../nbs/cli/10_cli.ipynb #2cc733e2

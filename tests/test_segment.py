@@ -199,7 +199,7 @@ def test_sound_of_another_file_is_as_long_as_the_video(tmp_path):
 
 
 class Listener(torch.nn.Module):
-    "Marks a frame where its own example of sound is loud, and where the picture is bright."
+    "Marked a frame where its own example of sound is loud, and where the picture is bright."
 
     num_classes = 1
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPAN_COLUMNS', 'Places', 'places_for', 'made_whole', 'mask_name', 'save_mask', 'read_mask', 'write_masks',
-           'span_rows', 'write_spans', 'marked', 'about', 'Segmented', 'segment_file']
+           'span_rows', 'write_spans', 'share_marked', 'about_file', 'Segmented', 'segment_file']
 
-# %% ../../nbs/analysis/93_segmenting.ipynb #7f54227d
+# %% ../../nbs/analysis/93_segmenting.ipynb #a7141a1f
 import csv
 import json
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .overlay import Page, write_overlay
-from .own_video import InputForm, Marks, bar_of, load_model, moments, shares_of, spans
+from .overlay import OverlayPage, write_overlay
+from .own_video import InputForm, Marked, bar_of, class_shares, load_model, moments, spans
 from .timeline import strip_times, write_timeline
 from ..core.errors import InputError, check
 from ..core.identity import environment
@@ -48,7 +48,7 @@ def places_for(file: str | Path, out: str | Path | None = None) -> Places:
         check(not path.exists(), f'{path}: exists already; move it away, or give another folder with --out.')
     return found
 
-
+# %% ../../nbs/analysis/93_segmenting.ipynb #ed91b7db
 @contextmanager
 def made_whole(places: Places) -> Iterator[Places]:
     "Places to write to; what lies there at the end of the block is published, after an error it is gone."
@@ -98,7 +98,7 @@ def read_mask(path: Path) -> np.ndarray:
         label = np.asarray(image)
         return (label > 0).astype(np.uint8) if image.mode == 'L' else label
 
-# %% ../../nbs/analysis/93_segmenting.ipynb #526d63a0
+# %% ../../nbs/analysis/93_segmenting.ipynb #09005147
 def write_masks(
     model: AVSModel,
     form: InputForm,
@@ -107,7 +107,7 @@ def write_masks(
     per_second: int = 1,
     silence: bool = False,
     quiet: bool = False,
-) -> Marks:
+) -> Marked:
     "Write the masks of a video, and keep what share of the picture each class has."
     times = instants(media.seconds, media.rate, per_second)
     shares, without = [{} for _ in times], [{} for _ in times] if silence else None
@@ -117,18 +117,18 @@ def write_masks(
         for moment in moments(model, form, media, per_second, silence=silence):
             name = mask_name(moment.time)
             save_mask(folder / 'masks' / name, moment.label, model.num_classes == 1)
-            shares[moment.number] = shares_of(moment.label)
+            shares[moment.number] = class_shares(moment.label)
             if silence:
                 save_mask(folder / 'muted' / name, moment.muted, model.num_classes == 1)
-                without[moment.number] = shares_of(moment.muted)
+                without[moment.number] = class_shares(moment.muted)
             bar.update()
-    return Marks(media.seconds, times, shares, without)
+    return Marked(media.seconds, times, shares, without)
 
-# %% ../../nbs/analysis/93_segmenting.ipynb #6b5313d7
+# %% ../../nbs/analysis/93_segmenting.ipynb #17573d74
 SPAN_COLUMNS = ['object', 'from', 'to', 'share', 'sound']
 
 
-def span_rows(marks: Marks, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+def span_rows(marks: Marked, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     "The lines of spans.csv; `sound` is 'on' or 'muted', `share` a fraction of the picture."
     rows = []
     for shares, sound in ((marks.shares, 'on'), (marks.muted or [], 'muted')):
@@ -145,13 +145,13 @@ def write_spans(path: Path, rows: list[dict[str, Any]]) -> None:
         table.writeheader()
         table.writerows(rows)
 
-# %% ../../nbs/analysis/93_segmenting.ipynb #fd97482a
-def marked(shares: list[dict[int, float]]) -> float:
+# %% ../../nbs/analysis/93_segmenting.ipynb #68df99f7
+def share_marked(shares: list[dict[int, float]]) -> float:
     "The share of the picture that is marked, on average over the instants."
     return sum(sum(s.values()) for s in shares) / len(shares)
 
 
-def about(media: Media, model: AVSModel, form: InputForm, folder: Path, marks: Marks) -> dict[str, Any]:
+def about_file(media: Media, model: AVSModel, form: InputForm, folder: Path, marks: Marked) -> dict[str, Any]:
     "The content of about.json."
     weights = digest_of(folder / 'model.safetensors')
     made = dict(folder=folder.name, name=model.name, sha256=weights, clip=_clip_in_words(form))
@@ -166,8 +166,8 @@ def about(media: Media, model: AVSModel, form: InputForm, folder: Path, marks: M
         model=made | dict(record=dict(form.record)),
         classes=list(form.classes),
         masks=len(marks.times),
-        marked=round(marked(marks.shares), 5),
-        marked_muted=None if marks.muted is None else round(marked(marks.muted), 5),
+        marked=round(share_marked(marks.shares), 5),
+        marked_muted=None if marks.muted is None else round(share_marked(marks.muted), 5),
         spans=span_rows(marks, form.classes),
         **environment(),
     )
@@ -181,13 +181,13 @@ def _flat(media: Media, form: InputForm) -> bool:
     "Whether a model that hears on two channels gets a sound of one."
     return form.channels == 2 and ', mono,' in f', {media.tracks[media.track - 1]},'
 
-# %% ../../nbs/analysis/93_segmenting.ipynb #adb9a571
+# %% ../../nbs/analysis/93_segmenting.ipynb #871770ca
 @dataclass(frozen=True)
 class Segmented:
     "What was written, and what is marked."
 
     places: Places
-    marks: Marks
+    marks: Marked
     classes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -201,27 +201,27 @@ class Segmented:
             lines.append(f'{self.classes[k]}: {long:.1f} s of {self.marks.seconds:.1f} s')
         lines += [] if lines else ['nothing is marked']
         if self.marks.muted is not None:
-            with_, without = (100 * marked(s) for s in (self.marks.shares, self.marks.muted))
+            with_, without = (100 * share_marked(s) for s in (self.marks.shares, self.marks.muted))
             lines.append(f'on average {with_:.1f} % of the picture is marked, and {without:.1f} % when muted')
         return '\n'.join(lines)
 
-
+# %% ../../nbs/analysis/93_segmenting.ipynb #020db219
 def _write_all(
     part: Places, media: Media, folder: Path, per_second: int, silence: bool, quiet: bool
-) -> tuple[Marks, InputForm]:
+) -> tuple[Marked, InputForm]:
     "Write everything to its hidden place."
     model, form = load_model(folder)
     marks = write_masks(model, form, media, part.folder, per_second, silence, quiet)
     names = [mask_name(time) for time in marks.times]
     rows = [part.folder / row for row in ['masks', 'muted'][: 1 + silence]]
     sources = [lambda k, row=row: read_mask(row / names[k]) for row in rows]
-    page = Page(media, marks, form.classes, sources, ['with its sound', 'muted'] if silence else [])
+    page = OverlayPage(media, marks, form.classes, sources, ['with its sound', 'muted'] if silence else [])
     times = strip_times(media)
     pictures = write_overlay(part.video, media, page, times, quiet)
     title = f'{media.path.name}, {model.name} ({folder.name})'
     write_timeline(part.folder / 'timeline.png', media, marks, form.classes, times, pictures, title)
     write_spans(part.folder / 'spans.csv', span_rows(marks, form.classes))
-    told = json.dumps(about(media, model, form, folder, marks), indent=2, default=str)
+    told = json.dumps(about_file(media, model, form, folder, marks), indent=2, default=str)
     (part.folder / 'about.json').write_text(told + '\n', encoding='utf-8')
     return marks, form
 

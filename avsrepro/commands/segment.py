@@ -46,7 +46,7 @@ Silence = Annotated[
     bool, typer.Option('--silence', help='Also run it muted, and show beside it what is marked all the same.')
 ]
 
-
+# %% ../../nbs/cli/30_segment.ipynb #a6975b85
 Quiet = Annotated[bool, typer.Option('--quiet', help='Print nothing but errors.')]
 
 # %% ../../nbs/cli/30_segment.ipynb #412edff6

@@ -35,7 +35,7 @@ def encoder(name: str) -> str:
 # %% ../../nbs/data/67_films.ipynb #bbfaa35d
 TICKS = 90_000  # time stamps in a second
 
-
+# %% ../../nbs/data/67_films.ipynb #491522cb
 class FilmWriter:
     "An open file with a picture track and any number of sound tracks."
 

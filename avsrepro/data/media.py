@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'LARGEST', 'PHOTOS', 'DAY', 'STILL', 'GRACE', 'INSTANT', 'JITTER', 'bytes_lacking', 'encrypted', 'need_av',
-           'open_whole', 'matrix_of', 'lies', 'turned', 'read_photo', 'picture_of', 'film_track', 'rate_of', 'decoded',
-           'end_of', 'sound_tracks', 'Media', 'open_media', 'frames_of', 'pictures_at', 'instants', 'placed',
+           'open_whole', 'matrix_of', 'lies', 'turned', 'open_photo', 'picture_of', 'film_track', 'rate_of', 'decoded',
+           'end_of', 'sound_tracks', 'Media', 'open_media', 'film_frames', 'pictures_at', 'instants', 'placed',
            'resampled', 'sound_blocks', 'SoundReader']
 
 # %% ../../nbs/data/68_media.ipynb #bfe94f61
@@ -49,7 +49,7 @@ def _stated_end(head: bytes) -> int:
     size, at = _ebml_number(head, at + 4)
     return at + size if size else 0
 
-
+# %% ../../nbs/data/68_media.ipynb #c88192f8
 def bytes_lacking(path: Path) -> int:
     "Bytes that the head of an AVI, WAV, MKV or WebM file announces and the file lacks; 0 for others."
     with open(path, 'rb') as f:
@@ -75,7 +75,7 @@ def encrypted(path: Path) -> bool:
             at += int.from_bytes(f.read(8), 'big') if length == 1 else length
     return False
 
-
+# %% ../../nbs/data/68_media.ipynb #11bd9f21
 def need_av() -> None:
     "`InputError` that says how to install PyAV where it is missing."
     try:
@@ -125,12 +125,12 @@ def turned(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray
         across, down = a, d
     return picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
 
-# %% ../../nbs/data/68_media.ipynb #97849455
+# %% ../../nbs/data/68_media.ipynb #78f87102
 LARGEST = 4096  # pixels of a side; what is larger is made smaller
 PHOTOS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'AVIF')
 
 
-def read_photo(path: Path) -> np.ndarray | None:
+def open_photo(path: Path) -> np.ndarray | None:
     "A photo uint8 [H,W,3], upright; None for a file that is none; `InputError` for a damaged one."
     Image.init()
     try:
@@ -144,7 +144,7 @@ def read_photo(path: Path) -> np.ndarray | None:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise InputError(f'{path}: the photo cannot be read ({e}); expected a complete one.') from e
 
-
+# %% ../../nbs/data/68_media.ipynb #5c13e8e3
 def picture_of(frame: Any, size: tuple[int, int]) -> np.ndarray:
     "A decoded frame, or a photo, as uint8 [H,W,3] of a size (H, W), upright."
     if isinstance(frame, np.ndarray):
@@ -171,7 +171,7 @@ def rate_of(film: Any) -> float:
     rate = float(film.average_rate or film.guessed_rate or 25)
     return rate if 0 < rate < 1000 else 25.0
 
-
+# %% ../../nbs/data/68_media.ipynb #5f69be17
 def decoded(container: Any, track: Any) -> Iterator[Any]:
     "The frames of a track."
     av, begun = import_av(), False
@@ -233,13 +233,13 @@ def _check_track(heard: Path, track: int) -> tuple[str, ...]:
     check(1 <= track <= len(tracks), f'{heard}: has no sound track {track}; its tracks are {known}.')
     return tracks
 
-
+# %% ../../nbs/data/68_media.ipynb #96a79881
 def _fitting(height: int, width: float) -> tuple[int, int]:
     "A size, no side of which is more than `LARGEST`."
     scale = min(1, LARGEST / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
-# %% ../../nbs/data/68_media.ipynb #7e2b5845
+# %% ../../nbs/data/68_media.ipynb #155c3940
 def _first_picture(path: Path) -> dict[str, Any]:
     "Size, rate and first time of a video's pictures."
     with open_whole(path) as container:
@@ -250,7 +250,7 @@ def _first_picture(path: Path) -> dict[str, Any]:
         size = (width, frame.height) if lies(matrix_of(frame)) else (frame.height, width)
         return dict(size=_fitting(*size), rate=rate_of(film), begin=frame.time or 0.0)
 
-
+# %% ../../nbs/data/68_media.ipynb #51a38165
 def open_media(
     path: str | Path,  # a video, or a photo
     sound: str | Path | None = None,  # another file with the sound; needed for a photo
@@ -260,7 +260,7 @@ def open_media(
     need_av()
     path, heard = Path(path), Path(path if sound is None else sound)
     check(path.is_file(), f'{path}: no such file.')
-    photo = read_photo(path)
+    photo = open_photo(path)
     check(photo is None or sound is not None, f'{path}: is a photo; give a sound to it with --sound FILE.')
     own = dict(path=path, heard=heard, track=track)
     if photo is not None:
@@ -274,12 +274,12 @@ def open_media(
     check(0 < seconds < DAY, f'{long}.')
     return Media(**own, tracks=_check_track(heard, track), seconds=seconds, **first)
 
-# %% ../../nbs/data/68_media.ipynb #8ed5b4b9
+# %% ../../nbs/data/68_media.ipynb #0619909e
 STILL = 10.0  # pictures a second of a photo
 GRACE = 0.001  # seconds
 
 
-def frames_of(media: Media) -> Iterator[tuple[float, Any]]:
+def film_frames(media: Media) -> Iterator[tuple[float, Any]]:
     "Every picture with its time from the first, for `picture_of`."
     if media.photo is not None:
         for k in range(max(1, math.ceil(media.seconds * STILL))):
@@ -294,11 +294,11 @@ def frames_of(media: Media) -> Iterator[tuple[float, Any]]:
             time = max(time, stated)
             yield max(0.0, time), frame
 
-
+# %% ../../nbs/data/68_media.ipynb #a5c88a76
 def pictures_at(media: Media, times: Sequence[float]) -> Iterator[np.ndarray]:
     "The picture shown at each of some ascending times, uint8 [H,W,3]; the last from its time on."
     shown, at = None, 0
-    for time, frame in frames_of(media):
+    for time, frame in film_frames(media):
         while shown is not None and at < len(times) and times[at] + GRACE < time:
             yield picture_of(shown, media.size)
             at += 1
@@ -404,7 +404,7 @@ def sound_blocks(media: Media, channels: int = 1, rate: int = SAMPLE_RATE) -> It
             block = block.mean(0, keepdim=True)
         yield block.expand(channels, -1).clamp(-1, 1)
 
-
+# %% ../../nbs/data/68_media.ipynb #18e58ed5
 class SoundReader:
     "The sound of a video by time, for a reader that goes forward and looks back a little."
 
