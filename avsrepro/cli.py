@@ -20,6 +20,7 @@ import typer
 from .commands.models import evaluate_model, export_model, hushed, push, train
 from .commands.runs import runs_app
 from .commands.site import report
+from .commands.segment import segment
 from .core.errors import InputError, check
 from .core.paths import settle_places, user_path
 from .core.processes import cores, lack
@@ -337,6 +338,9 @@ def bench_steps(
 
     folder = bench_train(model, against, profile, rounds)
     print(f'{folder / "table.md"}\n\n{(folder / "table.md").read_text(encoding="utf-8")}')
+
+# %% ../nbs/cli/10_cli.ipynb #ba9c29f6
+app.command()(segment)
 
 # %% ../nbs/cli/10_cli.ipynb #7a1c1791
 app.command('report')(report)
