@@ -19,8 +19,8 @@ import typer
 
 from .commands.models import evaluate_model, export_model, hushed, push, train
 from .commands.runs import runs_app
-from .commands.site import report
 from .commands.segment import segment
+from .commands.site import report
 from .core.errors import InputError, check
 from .core.paths import settle_places, user_path
 from .core.processes import cores, lack
