@@ -120,6 +120,7 @@ def chosen_experiments(paper: str | None, only: list[str] | None, data: str) -> 
 def write_pages(experiments: list[Experiment], values: dict[str, dict], source: str, jobs: int) -> None:
     "Execute the notebooks, those that read others' results last, and print where the tables lie."
     from avsrepro.report.notebooks import make_pages
+    from avsrepro.report.claims_picture import write_claims_picture
     from avsrepro.report.results import write_results_index
 
     for last in (False, True):
@@ -129,6 +130,7 @@ def write_pages(experiments: list[Experiment], values: dict[str, dict], source: 
             if len(experiments) == 1:
                 print((folder / 'table.md').read_text(encoding='utf-8'))
     write_results_index()
+    write_claims_picture()
 
 # %% ../nbs/cli/10_cli.ipynb #ad8408d6
 Paper = Annotated[str | None, typer.Option(help=f'{", ".join(paper_names())}; all papers when not given.')]
