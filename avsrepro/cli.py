@@ -119,8 +119,8 @@ def chosen_experiments(paper: str | None, only: list[str] | None, data: str) -> 
 # %% ../nbs/cli/10_cli.ipynb #16481865
 def write_pages(experiments: list[Experiment], values: dict[str, dict], source: str, jobs: int) -> None:
     "Execute the notebooks, those that read others' results last, and print where the tables lie."
-    from avsrepro.report.notebooks import make_pages
     from avsrepro.report.claims_picture import write_claims_picture
+    from avsrepro.report.notebooks import make_pages
     from avsrepro.report.results import write_results_index
 
     for last in (False, True):

@@ -8,6 +8,7 @@ __all__ = ['MEAN_COLUMNS', 'published_path', 'published_tables', 'published', 'p
 
 # %% ../../nbs/report/02_published.ipynb #01ec008c
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -54,13 +55,22 @@ def published_long(table: str) -> pd.DataFrame:
     return t[['row', 'setting', 'metric', 'published']].reset_index(drop=True)
 
 
+@cache
+def _numbers(table: str) -> dict[tuple[str, str, str], list[float]]:
+    "The numbers of a table by row, setting and metric, read once in a process."
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for line in published_long(table).itertuples():
+        found.setdefault((line.row, line.setting, line.metric), []).append(float(line.published))
+    return found
+
+
 def published_value(table: str, row: str, setting: str, metric: str) -> float:
     "One printed number; `InputError` when the table does not have it."
-    t = published_long(table)
-    hit = t[(t.row == row) & (t.setting == setting) & (t.metric == metric)]
-    what, rows = f"row '{row}', setting '{setting}', metric '{metric}'", sorted(set(t.row))
+    numbers = _numbers(table)
+    hit, rows = numbers.get((row, setting, metric), []), sorted({name for name, _, _ in numbers})
+    what = f"row '{row}', setting '{setting}', metric '{metric}'"
     check(len(hit) == 1, f'{table}: expected one number for {what}, found {len(hit)}; the rows are {rows}.')
-    return float(hit.published.iloc[0])
+    return hit[0]
 
 # %% ../../nbs/report/02_published.ipynb #00bd32bd
 MEAN_COLUMNS = ['table', 'row', 'setting', 'printed', 'mean', 'off']
