@@ -66,7 +66,10 @@ def forget_runs(paper: Path) -> None:
 def write_figure(figure: plt.Figure, folder: Path, name: str) -> None:
     "`name.png` and `name.svg`."
     for kind, dpi, metadata in (('png', 110, None), ('svg', 72, {'Date': None})):
-        with atomic_path(folder / f'{name}.{kind}') as tmp, plt.rc_context({'svg.fonttype': 'none'}):
+        with (
+            atomic_path(folder / f'{name}.{kind}') as tmp,
+            plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name}),
+        ):
             figure.savefig(tmp, dpi=dpi, metadata=metadata)
             shrink_pictures(Path(tmp), kind)
 
