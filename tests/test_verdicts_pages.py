@@ -13,7 +13,15 @@ from avsrepro.experiments.registry import experiments
 from avsrepro.experiments.schema import Experiment, Row
 from avsrepro.metrics.differences import Effect, score_difference
 from avsrepro.metrics.verdicts import VERDICTS, Verdict, equivalence, sided
-from avsrepro.report.measures import Answers, answer_text, covered, drawn_measures, gap_text, read_answers
+from avsrepro.report.measures import (
+    Answers,
+    answer_text,
+    covered,
+    drawn_measures,
+    gap_text,
+    read_answers,
+    told,
+)
 from avsrepro.report.tables import DIFFERENCE_COLUMNS
 from avsrepro.report.template import page_text, short_table
 from avsrepro.train.store import RunResult, RunSpec
@@ -100,8 +108,8 @@ def test_a_row_that_still_learns_is_not_judged():
     line = answers.ask('other', 'one', 'ms3', 'J')
     assert line['verdict'] == 'not judged' and 'not settled' in line['reason'] and line['low'] > 0
     sure = Effect(3.0, 0.1, 0.1, 8, 5)
-    assert answers.told(sure, 'ms3', ['one']).startswith('not judged (one not settled')
-    assert answers.told(sure, 'ms3') == 'higher'  # an untrained model has no curve
+    assert told(answers, sure, 'ms3', ['one']).startswith('not judged (one not settled')
+    assert told(answers, sure, 'ms3') == 'higher'  # an untrained model has no curve
 
 
 def test_words_without_a_printed_number():

@@ -23,6 +23,8 @@ from .plates import CMAP
 from .scores import units_mean
 from .shared import parts_of
 from .taps import response, tapped
+
+# %% ../../nbs/analysis/40_responses.ipynb #7d80aa14
 from ..core.errors import check
 from avsrepro.metrics.differences import (
     Clips,
@@ -275,14 +277,14 @@ def drawn_values(
             runs[name, seed] = units_mean(of_seed[name].droplevel('seed'), ids, weights)
     return runs
 
-
+# %% ../../nbs/analysis/40_responses.ipynb #22f2ccdb
 def effect_over_runs(runs: DrawnRuns, rows: Mapping[str, float], clips: Clips) -> Effect:
     "The sum of rows by the rule."
     own = {key: x for key, x in runs.items() if key[0] in rows}
     noise = pooled_noise(own, clips, None if len(rows) > 1 and pairable(own, rows) else False)
     return effect_of(own, rows, dict.fromkeys(rows, noise), clips)
 
-
+# %% ../../nbs/analysis/40_responses.ipynb #29876e52
 def _over_runs(
     parts: Mapping[str, pd.Series],
     weights: np.ndarray,
@@ -303,6 +305,14 @@ def _over_runs(
         i = clips.interval(next(iter(runs.values())))
     return effect, Factor(*np.exp(i).tolist()) if log else i
 
+# %% ../../nbs/analysis/40_responses.ipynb #b4da0d7e
+def _compared(values: pd.DataFrame, name: str, other: str | None, rows: bool) -> list[dict[str, pd.Series]]:
+    "A column alone, and what it is against another: two rows, or the change within each run."
+    if other is None:
+        return [{name: values[name]}]
+    change = {name: values[name], other: values[other]} if rows else {name: values[name] - values[other]}
+    return [{name: values[name]}, change]
+
 # %% ../../nbs/analysis/40_responses.ipynb #ff1d425b
 def effects(
     frames: pd.DataFrame,  # columns id, frame, value, log and those named here; seed if there are several
@@ -322,12 +332,7 @@ def effects(
         values = g.pivot(index=['seed', 'id', 'frame'], columns=across, values='value').reindex(columns=order)
         logs = g.groupby(across)['log'].first()
         for name in order:
-            parts = [{name: values[name]}]
-            other = against.get(name)
-            if other is not None and across == 'row':
-                parts.append({name: values[name], other: values[other]})
-            elif other is not None:
-                parts.append({name: values[name] - values[other]})
+            parts = _compared(values, name, against.get(name), across == 'row')
             drawn = weights, ids, clips, bool(logs.get(name, False))
             found = [_over_runs(p, *drawn, level=k == 0) for k, p in enumerate(parts)]
             found = [*found, (None, NOTHING)][:2]
