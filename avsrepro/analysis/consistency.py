@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'linear_cka', 'kl_divergence', 'js_divergence', 'distributions', 'damf_taps', 'Pooled', 'collect',
-           'consistency_table', 'consistency_of', 'plot_consistency']
+           'consistency_table', 'consistency_of', 'consistency_draws', 'plot_consistency']
 
 # %% ../../nbs/analysis/20_consistency.ipynb #b3e09d54
 import math
@@ -155,16 +155,22 @@ def _numbers(pooled: Pooled, divergences: Mapping, index: np.ndarray | slice) ->
     return np.concatenate([v, v[:, 1:] - v[:, :1]], 1)
 
 # %% ../../nbs/analysis/20_consistency.ipynb #1bdbfba7
-def _reach(pooled: Pooled, divergences: Mapping, n: int, seed: int, level: float) -> np.ndarray | float:
-    "Half the intervals of `_numbers`, from `n` draws of clips; NaN where nothing can be drawn."
+def _drawn(pooled: Pooled, divergences: Mapping, n: int, seed: int) -> list[np.ndarray]:
+    "`_numbers` under `n` draws of clips, the same for all models; none where nothing can be drawn."
     members = [np.flatnonzero(pooled.clips == c) for c in dict.fromkeys(pooled.clips)]
     if n < 2 or len(members) < 2:
-        return math.nan
+        return []
     draw, drawn = rng('consistency', seed), []
     for _ in range(n):
         index = np.concatenate([members[i] for i in draw.integers(len(members), size=len(members))])
         drawn.append(_numbers(pooled, divergences, index))
-    return norm.ppf((1 + level) / 2) * np.std(drawn, axis=0, ddof=1)
+    return drawn
+
+
+def _of_frames(pooled: Pooled) -> dict[tuple[str, str], np.ndarray]:
+    "The divergences of every frame, by stage and moment."
+    whens = [(stage, when) for stage, of in pooled.pairs.items() for when in of]
+    return {(stage, when): _divergences(*pooled.pairs[stage][when]) for stage, when in whens}
 
 # %% ../../nbs/analysis/20_consistency.ipynb #1bdbfba8
 def consistency_table(
@@ -174,12 +180,10 @@ def consistency_table(
     level: float = 0.95,
 ) -> pd.DataFrame:
     "Columns stage (the last is 'pooled'), when ('before', 'after', 'change'), metric, value, low, high."
-    divergences = {}
-    for stage, whens in pooled.pairs.items():
-        for when, pair in whens.items():
-            divergences[stage, when] = _divergences(*pair)
+    divergences = _of_frames(pooled)
     value = _numbers(pooled, divergences, slice(None))
-    half = _reach(pooled, divergences, n, seed, level)
+    drawn = _drawn(pooled, divergences, n, seed)
+    half = norm.ppf((1 + level) / 2) * np.std(drawn, axis=0, ddof=1) if drawn else math.nan
     names = dict(stage=[*pooled.pairs, 'pooled'], when=['before', 'after', 'change'], metric=METRICS)
     index = pd.MultiIndex.from_product(names.values(), names=names)
     columns = dict(value=value, low=value - half, high=value + half)
@@ -193,6 +197,16 @@ def consistency_of(models: Sequence[AVSModel], clips: Sequence, n: int = 200) ->
         tables.append(consistency_table(collect(model, source_of(model, clips, progress=False)), n))
     columns = {c: sum(t[c] for t in tables) / len(tables) for c in ('value', 'low', 'high')}
     return tables[0].assign(**columns)
+
+# %% ../../nbs/analysis/20_consistency.ipynb #b0a8d1fb
+def consistency_draws(model: AVSModel, clips: Sequence, n: int = 200) -> dict[str, np.ndarray]:
+    "'<metric>, <when>' of the mean over stages under draws, `[n + 1]`, the first of every clip once."
+    pooled = collect(model, source_of(model, clips, progress=False))
+    divergences = _of_frames(pooled)
+    drawn = [_numbers(pooled, divergences, slice(None)), *_drawn(pooled, divergences, n, 0)]
+    x = np.array(drawn)[:, -1]  # [n + 1, moments, metrics]
+    moments = enumerate(('before', 'after', 'change'))
+    return {f'{m}, {when}': x[:, k, j] for k, when in moments for j, m in enumerate(METRICS)}
 
 # %% ../../nbs/analysis/20_consistency.ipynb #99a77780
 def _pairs_panel(ax: plt.Axes, tables: Mapping[str, pd.DataFrame], metric: str) -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'NUMBERS', 'steps_of', 'surface_table', 'plot_surfaces', 'sounding_region', 'mean_over', 'inside_outside',
            'contrast', 'cam_contrast', 'log_ratio', 'outline', 'at_edge', 'correlation', 'measured', 'of_rows',
-           'Factor', 'factor_over_clips', 'effects', 'with_ends', 'texts']
+           'Factor', 'factor_over_clips', 'drawn_values', 'effect_over_runs', 'effects', 'with_ends', 'texts']
 
 # %% ../../nbs/analysis/40_responses.ipynb #c8fabc07
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,13 +20,27 @@ from torch.nn import functional as F
 
 from .cam import feature_map, grad_cam
 from .plates import CMAP
+from .scores import units_mean
+from .shared import parts_of
 from .taps import response, tapped
+
+# %% ../../nbs/analysis/40_responses.ipynb #7d80aa14
 from ..core.errors import check
+from avsrepro.metrics.differences import (
+    Clips,
+    DrawnRuns,
+    Effect,
+    effect_of,
+    pairable,
+    pooled_noise,
+    weighted_clips,
+)
 from ..metrics.statistics import NOTHING, Interval, over_clips
 from ..models.base import AVSModel
 from ..nn.features import Features
 from ..nn.layers import resize
 from ..train.batches import Source, source_of
+from ..train.store import RunSpec
 
 # %% ../../nbs/analysis/40_responses.ipynb #911240ec
 STEPS = dict(visual='before SNRP', cfs='after CFS', snrp='after SFS')  # tap -> what it is called in figures
@@ -221,12 +235,15 @@ def of_rows(
     models: Mapping[str, Sequence[AVSModel]],  # row -> its models, one a seed
     clips: Sequence,  # a data set
     measure: Callable[[AVSModel, Source], pd.DataFrame],  # `contrast`, say
+    by_seed: bool = False,  # a column `seed`, the place of the model in its row, instead of their mean
 ) -> pd.DataFrame:
     "What `measure` finds in all clips, averaged over the models of a row: its columns after `row`."
     tables = []
     for row, seeds in models.items():
-        for model in seeds:
+        for seed, model in enumerate(seeds):
             found = measure(model, source_of(model, clips, progress=False))
+            if by_seed:
+                found.insert(0, 'seed', seed)
             found.insert(0, 'row', row)
             tables.append(found)
     table = pd.concat(tables)
@@ -247,28 +264,81 @@ def factor_over_clips(x: pd.Series, y: pd.Series | None = None) -> Factor:
     "Mean of logarithms `x`, or of `x - y`, with its interval as `over_clips`, as a factor."
     return Factor(*np.exp(over_clips(x, y)).tolist())
 
+# %% ../../nbs/analysis/40_responses.ipynb #b4517869
+def drawn_values(
+    values: pd.DataFrame,  # index seed, id, frame
+    weights: np.ndarray,
+    ids: Sequence[str],
+) -> DrawnRuns:
+    "The mean of every column and seed under draws of clips."
+    runs = {}
+    for seed, of_seed in values.groupby(level='seed', sort=False):
+        for name in values:
+            runs[name, seed] = units_mean(of_seed[name].droplevel('seed'), ids, weights)
+    return runs
+
+# %% ../../nbs/analysis/40_responses.ipynb #22f2ccdb
+def effect_over_runs(runs: DrawnRuns, rows: Mapping[str, float], clips: Clips) -> Effect:
+    "The sum of rows by the rule."
+    own = {key: x for key, x in runs.items() if key[0] in rows}
+    noise = pooled_noise(own, clips, None if len(rows) > 1 and pairable(own, rows) else False)
+    return effect_of(own, rows, dict.fromkeys(rows, noise), clips)
+
+# %% ../../nbs/analysis/40_responses.ipynb #29876e52
+def _over_runs(
+    parts: Mapping[str, pd.Series],
+    weights: np.ndarray,
+    ids: Sequence[str],
+    clips: Clips,
+    log: bool,
+    level: bool,  # a mean, not a change: one run has an interval over its clips
+) -> tuple[Effect | None, Interval]:
+    "The first of `parts` less the second, if any; logarithms as factors."
+    if not len(next(iter(parts.values())).dropna()):
+        return None, NOTHING
+    runs = drawn_values(pd.DataFrame(parts), weights, ids)
+    effect = effect_over_runs(runs, dict(zip(parts, (1.0, -1.0))), clips)
+    i = effect.interval()
+    if effect.reason:
+        i = Interval(i.value, np.nan, np.nan)
+    if level and len(runs) == 1:
+        i = clips.interval(next(iter(runs.values())))
+    return effect, Factor(*np.exp(i).tolist()) if log else i
+
+# %% ../../nbs/analysis/40_responses.ipynb #b4da0d7e
+def _compared(values: pd.DataFrame, name: str, other: str | None, rows: bool) -> list[dict[str, pd.Series]]:
+    "A column alone, and what it is against another: two rows, or the change within each run."
+    if other is None:
+        return [{name: values[name]}]
+    change = {name: values[name], other: values[other]} if rows else {name: values[name] - values[other]}
+    return [{name: values[name]}, change]
+
 # %% ../../nbs/analysis/40_responses.ipynb #ff1d425b
 def effects(
-    frames: pd.DataFrame,  # columns id, frame, value, log and those named here
+    frames: pd.DataFrame,  # columns id, frame, value, log and those named here; seed if there are several
     by: Mapping[str, Sequence[str]],  # columns that make the groups, and their values in order
-    across: str,  # the column whose values are compared within a group
+    across: str,  # the column whose values are compared within a group; 'row': of other runs
     against: Mapping[str, str],  # value -> the one it is compared with
     order: Sequence[str],  # all values
+    spec: RunSpec | None = None,  # of a run, by which clips are known that share a part
 ) -> pd.DataFrame:
-    "Columns `by`, `across`, frames (how many), value and change: intervals over clips; `NOTHING` if unknown."
+    "Columns `by`, `across`, frames, value and change with intervals, and effect; `NOTHING` if unknown."
+    frames = frames if 'seed' in frames else frames.assign(seed=0)
+    ids = list(dict.fromkeys(frames.id))
+    weights, clips = weighted_clips(parts_of(spec, ids) if spec else [(i,) for i in ids])
     groups, lines = dict(list(frames.groupby(list(by)))), []
-    for key in product(*by.values()):
-        if key not in groups:
-            continue
+    for key in [key for key in product(*by.values()) if key in groups]:
         g = groups[key]
-        values = g.pivot(index=['id', 'frame'], columns=across, values='value').reindex(columns=order)
+        values = g.pivot(index=['seed', 'id', 'frame'], columns=across, values='value').reindex(columns=order)
         logs = g.groupby(across)['log'].first()
         for name in order:
-            mean = factor_over_clips if logs.get(name, False) else over_clips
-            other = against.get(name)
-            change = NOTHING if other is None else mean(values[name], values[other])
-            found = dict(frames=values[name].count(), value=mean(values[name]), change=change)
-            lines.append({**dict(zip(by, key)), across: name, **found})
+            parts = _compared(values, name, against.get(name), across == 'row')
+            drawn = weights, ids, clips, bool(logs.get(name, False))
+            found = [_over_runs(p, *drawn, level=k == 0) for k, p in enumerate(parts)]
+            found = [*found, (None, NOTHING)][:2]
+            line = dict(frames=values[name].dropna().groupby(level=['id', 'frame']).ngroups)
+            line |= dict(value=found[0][1], change=found[1][1], effect=found[1][0])
+            lines.append({**dict(zip(by, key)), across: name, **line})
     return pd.DataFrame(lines)
 
 # %% ../../nbs/analysis/40_responses.ipynb #ff1d425c

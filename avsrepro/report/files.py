@@ -115,6 +115,7 @@ def write_page(
     text: str,  # of `table.md`, below what the template puts there
     figures: Mapping[str, plt.Figure],  # by file name
     latex: str = '',  # of `table.tex`
+    answers: Sequence[str] = (),  # what the page says to its own questions, in sentences
 ) -> Path:
     "Write all files of an experiment, each whole or not at all; returns the folder."
     folder = results_folder(experiment, profile.name, data)
@@ -126,9 +127,8 @@ def write_page(
     body = text.rstrip('\n') + '\n' + terms_text(experiment, profile, data)
     beside = '' if profile.name == 'study' or not meta['outcome'] else study_beside(experiment, data)
     line = links(meta['command'], [f'{name}.csv' for name in tables])
-    page = page_text(
-        experiment, f'# {meta["headline"]}', body, tables.get('differences'), figures, line, beside
-    )
+    head = (experiment, f'# {meta["headline"]}')
+    page = page_text(*head, body, tables.get('differences'), figures, line, beside, answers)
     atomic_write(folder / 'table.md', page)
     if latex:
         atomic_write(folder / 'table.tex', latex)

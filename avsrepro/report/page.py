@@ -181,6 +181,7 @@ class Trained(Runs):
         figures: Mapping[str, plt.Figure],  # by file name
         latex: str = '',
         about: str = '',  # of what and how, where the page shows no scores in percent
+        answers: Sequence[str] = (),  # what the page says to its own questions, in sentences
     ) -> Path:
         "Write the files of a page that has its own tables, text and figures."
         e, source, name = self.experiment, self.source, self.profile.name
@@ -188,7 +189,7 @@ class Trained(Runs):
         if about:
             first = f'# {e.table}: {e.title}\n\nData `{source}`, profile `{name}`, {about}\n'
         files = tables, f'{first}\n{text}', figures, latex
-        return listed(write_page(e, self.profile, source, self.results, *files))
+        return listed(write_page(e, self.profile, source, self.results, *files, answers))
 
 # %% ../../nbs/report/18_page.ipynb #9388fd7e
 class Built(Trained):

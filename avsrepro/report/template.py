@@ -206,15 +206,17 @@ def page_text(
     figures: Iterable[str],
     line: str,  # `links`
     beside: str = '',  # what stands below the headline: the profile `study` beside a demonstration
+    answers: Iterable[str] = (),  # what the page says to its own questions, in sentences
 ) -> str:
     "`table.md` of any page."
     rest = body.split('\n', 1)[1].strip() if body.startswith('# ') else body.strip()
+    found = '\n'.join(f'- {a}' for a in answers)
     picture = ''.join(f'![{name}]({name}.png)\n' for name in list(figures)[:1])
     if differences is None or not len(differences) or not SHOWN <= set(differences):
-        parts = [first, beside, picture, rest, line]
+        parts = [first, beside, found, picture, rest, line]
     else:
         said = silence_sentence(experiment, differences), largest_sentence(experiment, differences)
         rule = f'{RULE_LINE.format(root="../../../../../")} {sight(differences)}'
         short = short_table(differences)
-        parts = [first, beside, ' '.join(filter(None, said)), picture, short, rule, line, folded(rest)]
+        parts = [first, beside, ' '.join(filter(None, said)), picture, short, found, rule, line, folded(rest)]
     return '\n\n'.join(p.strip() for p in parts if p) + '\n'
