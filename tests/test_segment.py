@@ -36,7 +36,7 @@ TINY = dict(
     gamma=1.0,
     num_classes=3,
 )
-RECORD = dict(size=[32, 32], frames=5, setting='avss', classes=['background', 'dog', 'violin'])
+RECORD = dict(size=[32, 32], length=5, setting='avss', classes=['background', 'dog', 'violin'])
 H, W = 48, 64
 
 

@@ -100,7 +100,7 @@ def test_another_process_without_the_cache_gives_the_same_masks(exports, tmp_pat
 def test_the_record_says_what_a_video_needs(exports):
     for name, folder in exports['folders'].items():
         record, result = read_config(folder)['record'], exports['results'][name]
-        assert (record['size'], record['frames'], record['setting']) == ([48, 48], 5, 'ms3')
+        assert (record['size'], record['length'], record['setting']) == ([48, 48], 5, 'ms3')
         assert record['channels'] == 1 and record['run'] == result.run_id and 'classes' not in record
         assert record['scores'][0]['score'] == pytest.approx(100 * result.means['J'], abs=0.01)
         assert record['digest'] == sharing.weights_digest(from_pretrained(folder))

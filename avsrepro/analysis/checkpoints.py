@@ -87,7 +87,7 @@ def score_checkpoint(
     check(batch_size >= 1, f'batch_size is {batch_size}; expected at least 1.')
     record = read_config(folder)['record']
     frames = record.get('frames')
-    about = dict(source='avsbench', root=str(data), size=record.get('masks', frames))
+    about = dict(source='avsbench', root=str(data), view=dict(size=record.get('masks', frames)))
     splits = open_splits(about, setting)
     if split not in splits:
         raise unknown('split', split, splits)

@@ -53,10 +53,10 @@ def _positive(values: Sequence[Any]) -> bool:
 # %% ../../nbs/analysis/90_own_video.ipynb #c5848bef
 def form_of(record: Mapping[str, Any], num_classes: int, file: str | Path = 'the record') -> InputForm:
     "The form that a record tells; `InputError`, naming the file, for one that makes no sense."
-    setting, frames = str(record.get('setting', 'ms3')), record.get('frames')
+    setting, length = str(record.get('setting', 'ms3')), record.get('length')
     vpo = setting.startswith('vpo')
-    size = record.get('size') or (frames if isinstance(frames, list) else [224, 224])
-    T = frames if isinstance(frames, int) else 1 if vpo else LENGTHS.get(setting, 5)
+    size = record.get('size') or record.get('frames', [224, 224])  # `frames` of a converted release
+    T = length or (1 if vpo else LENGTHS.get(setting, 5))
     channels = record.get('channels', 2 if vpo else 1)
     names = ['sounding'] if num_classes == 1 else [f'class {k}' for k in range(1, num_classes)]
     classes = tuple(record.get('classes') or ['background', *names])

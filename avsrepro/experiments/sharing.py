@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelHubMixin
 
+from ..analysis.own_video import LENGTHS
 from ..core.errors import InputError, check
 from ..core.identity import array_hash, content_hash
 from ..core.paths import atomic_write, cache_dir, find_shared, locked, publish
@@ -28,7 +29,7 @@ from avsrepro.models.pretrained import (
 from ..train.store import RunResult, RunSpec, RunStore, model_code, note, without_places
 
 # %% auto #0
-__all__ = ['CLIP_LENGTHS', 'CARD', 'CARD_FILE', 'SMALLEST', 'TAKES', 'portable', 'weights_digest', 'class_names', 'objects_known',
+__all__ = ['CARD', 'CARD_FILE', 'SMALLEST', 'TAKES', 'portable', 'weights_digest', 'class_names', 'objects_known',
            'record_scores', 'train_command', 'model_record', 'card_text', 'export', 'HubModel', 'push_to_hub',
            'smallest_run', 'known_source', 'is_suitable', 'newest_export', 'knows', 'suitable_model']
 
@@ -53,9 +54,6 @@ def weights_digest(model: AVSModel) -> str:
     return content_hash([[name, array_hash(x)] for name, x in sorted(model.state_dict().items())])
 
 # %% ../../nbs/experiments/82_sharing.ipynb #82000009
-CLIP_LENGTHS = dict(s4=5, ms3=5, avss=10)  # frames, a second each; a sample of VPO has one
-
-
 def class_names(spec: RunSpec) -> list[str]:
     "Names by class id, background first, that the masks of a setting tell apart; none for binary masks."
     from avsrepro.data.assets import open_bank
@@ -140,7 +138,7 @@ def model_record(result: RunResult, model: AVSModel) -> dict[str, Any]:
     stereo = bool((spec.options.get('audio_options') or {}).get('stereo'))
     record = dict(
         size=_size_of(spec),
-        frames=CLIP_LENGTHS.get(spec.setting, 1),
+        length=LENGTHS.get(spec.setting, 1),
         setting=spec.setting,
         classes=class_names(spec) or None,
         objects=objects_known(spec) or None,
@@ -188,7 +186,7 @@ model = from_pretrained('FOLDER')  # or owner/name on a hub
 ```
 
 `avsrepro segment VIDEO --model FOLDER` marks a video of your own, `avsrepro evaluate FOLDER` scores it.
-It takes clips of {frames} frame(s), one a second, of {size} pixels, and {ears} at 16 kHz.
+It takes clips of {length} frame(s), one a second, of {size} pixels, and {ears} at 16 kHz.
 
 ## Trained on
 
@@ -391,7 +389,7 @@ def is_suitable(folder: Path) -> bool:
         record = read_config(folder)['record']
     except InputError:
         return False
-    said = all(record.get(k) for k in ('size', 'frames', 'setting', 'channels'))
+    said = all(record.get(k) for k in ('size', 'length', 'setting', 'channels'))
     return said and (folder / 'model.safetensors').is_file()
 
 
