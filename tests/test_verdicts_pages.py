@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from avsrepro.analysis.responses import Factor, effects
+from avsrepro.analysis.scores import with_freedom
 from avsrepro.core.paths import repo_root
 from avsrepro.experiments.registry import experiments
 from avsrepro.experiments.schema import Experiment, Row
@@ -177,3 +178,14 @@ def test_pages_have_no_second_rule(paper):
         code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
         found[name] = sorted(set(OLD.findall(code)))
     assert not {name: words for name, words in found.items() if words}
+
+
+def test_less_than_one_degree_of_freedom_is_no_interval():
+    "Two seeds and two clips leave nothing to make an interval from; the page says so instead of 1e40."
+    results, found = measured(2, 1.0)
+    few = found[found.id.isin(['c0', 'c1'])]
+    scores = drawn_measures(results, few, ('J', 'fall'))
+    for row in ('one', 'other'):
+        i = scores.score(row, 'ms3', 'J')
+        assert np.isnan(i.low) or i.high - i.low < 1e4
+    assert with_freedom(Effect(1.0, 0.2, 0.2, 0.4, 2)).reason == 'too few runs and clips'

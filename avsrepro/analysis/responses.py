@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .cam import feature_map, grad_cam
 from .plates import CMAP
-from .scores import units_mean
+from .scores import units_mean, with_freedom
 from .shared import parts_of
 from .taps import response, tapped
 
@@ -282,7 +282,7 @@ def effect_over_runs(runs: DrawnRuns, rows: Mapping[str, float], clips: Clips) -
     "The sum of rows by the rule."
     own = {key: x for key, x in runs.items() if key[0] in rows}
     noise = pooled_noise(own, clips, None if len(rows) > 1 and pairable(own, rows) else False)
-    return effect_of(own, rows, dict.fromkeys(rows, noise), clips)
+    return with_freedom(effect_of(own, rows, dict.fromkeys(rows, noise), clips))
 
 # %% ../../nbs/analysis/40_responses.ipynb #29876e52
 def _over_runs(

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['units', 'seeds_mean', 'pooled_pixels', 'class_sums', 'class_score', 'class_interval', 'semantic', 'score_of',
            'score_interval', 'units_mean', 'score_draws', 'noise_kind', 'same_clips', 'drawn_runs', 'difference',
-           'row_settling']
+           'with_freedom', 'row_settling']
 
 # %% ../../nbs/analysis/15_scores.ipynb #650623a9
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ import pandas as pd
 from .shared import weights_of_test
 from ..core.errors import check
 from ..core.seeding import rng
-from ..metrics.differences import Clips, DrawnRuns, effect_of, pairable, pooled_noise
+from ..metrics.differences import Clips, DrawnRuns, Effect, effect_of, pairable, pooled_noise
 from ..metrics.statistics import NOTHING, Interval, paired_bootstrap, t_interval
 from ..metrics.verdicts import Settling, settling
 from ..train.store import RunResult
@@ -175,6 +176,13 @@ def difference(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) -> I
     noise = pooled_noise(runs, clips, None if pairable(runs, (0, 1)) else False)
     effect = effect_of(runs, {0: 1.0, 1: -1.0}, {0: noise, 1: noise}, clips)
     return Interval(effect.value, np.nan, np.nan) if effect.reason else effect.interval()
+
+# %% ../../nbs/analysis/15_scores.ipynb #f22c9a8b
+def with_freedom(effect: Effect) -> Effect:
+    "An effect, without its interval where it has less than one degree of freedom."
+    if not effect.df < 1:
+        return effect
+    return replace(effect, df=float('nan'), reason=effect.reason or 'too few runs and clips')
 
 # %% ../../nbs/analysis/15_scores.ipynb #bc803d3f
 def row_settling(histories: Sequence[Sequence[Mapping]]) -> Settling:

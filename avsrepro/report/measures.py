@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..analysis.scores import units_mean
+from ..analysis.scores import units_mean, with_freedom
 from ..analysis.shared import weights_of_test
 from ..experiments.schema import Experiment
 from ..metrics.differences import Effect, RunNoise, pooled_noise
@@ -45,6 +45,9 @@ class MeasuredScores(DrawnScores):
         runs, clips = self.by_run(setting, metric)
         own = {key: x for key, x in runs.items() if key[0] == rows[0]}
         return {rows[0]: pooled_noise(own, clips, False)}
+
+    def effect(self, rows: RowSum, metric: str) -> Effect:
+        return with_freedom(super().effect(rows, metric))
 
 # %% ../../nbs/report/11_measures.ipynb #d2dba169
 def drawn_measures(
