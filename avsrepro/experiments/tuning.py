@@ -8,7 +8,7 @@ __all__ = ['TUNED', 'TUNED_ON', 'RATE_FACTORS', 'LONGER', 'WITHIN', 'Run', 'ABOU
 
 # %% ../../nbs/experiments/70_tuning.ipynb #70000003
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,9 +60,13 @@ def _trial(spec: RunSpec, name: str, **train: Any) -> RunSpec:
     return replace(spec, paper='tuning', row=name, train={**spec.train, **train})
 
 
-def rate_trials(spec: RunSpec, rate: float) -> list[RunSpec]:
-    "The first round: `RATE_FACTORS` times `rate`."
-    return [_trial(spec, f'rate {factor * rate:g}', lr=factor * rate) for factor in RATE_FACTORS]
+def rate_trials(spec: RunSpec, usual: Mapping[str, Any]) -> list[RunSpec]:
+    "The first round: `RATE_FACTORS` times the rate of a setting's `usual` training, its batch and warm-up."
+    rest, rates = (
+        {k: usual[k] for k in ('batch_size', 'warmup_steps')},
+        [f * usual['lr'] for f in RATE_FACTORS],
+    )
+    return [_trial(spec, f'rate {rate:g}', lr=rate, **rest) for rate in rates]
 
 
 def other_trials(best: RunSpec) -> list[RunSpec]:
@@ -94,7 +98,7 @@ def tune(
     run: Run = run_specs,
 ) -> list[RunResult]:
     "All trials of all `specs`: the first round of each, then the second."
-    rounds = [rate_trials(s, profile.train[s.setting]['lr']) for s in specs]
+    rounds = [rate_trials(s, profile.train[s.setting]) for s in specs]
     done = run([t for trials in rounds for t in trials])
     groups = [done[i : i + len(RATE_FACTORS)] for i in range(0, len(done), len(RATE_FACTORS))]
     return done + run([t for g in groups for t in other_trials(best_trial(g).spec)])

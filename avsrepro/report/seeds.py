@@ -115,7 +115,8 @@ def write_seeds(results: Sequence[RunResult], profile: str, source: str) -> Path
     atomic_write(folder / 'table.md', seeds_text(tables, profile, source, len(seeds)))
     atomic_write(folder / 'meta.json', json.dumps(meta, indent=1))
     write_figure(figure, folder, 'figure')
-    export_runs(results, folder / 'runs.jsonl')
+    for r in results:
+        export_runs([r], folder / 'runs' / f'{r.run_id}.jsonl')
     return folder
 
 # %% ../../nbs/report/62_seeds.ipynb #62s00018
