@@ -265,7 +265,7 @@ def plot_shares(ax: plt.Axes, shares: pd.DataFrame) -> None:
     ax.set_xlim(-2, 102)
     ax.grid(axis='y', visible=False)
     ax.set_xlabel('intervals of a row with itself that exclude zero (%)')
-    ax.legend(frameon=False, loc='lower right')
+    ax.legend(frameon=False, loc='center left', bbox_to_anchor=(0.2, 0.5))
 
 # %% ../../nbs/analysis/86_calibration.ipynb #3a86ef61
 def plot_power(ax: plt.Axes, seen: Mapping[str, Visibility], most: int = 20) -> None:
