@@ -40,7 +40,7 @@ def _frame(ax: plt.Axes, reach: float) -> None:
     )
     ax.text(0.98, 0.03, 'the other way', transform=ax.transAxes, ha='right', color='0.45', fontsize=9)
 
-
+# %% ../../nbs/report/73_claims_picture.ipynb #73c00009
 def plot_claims(ax: plt.Axes, shown: pd.DataFrame) -> None:
     "The claims of one source of data, as `picture_values` gives them; those that were judged on top."
     reach = 1.4 * max(3.0, shown.x.abs().max(), shown.y.abs().max())
@@ -77,7 +77,7 @@ def claims_figure(found: pd.DataFrame) -> plt.Figure:
     )
     return fig
 
-
+# %% ../../nbs/report/73_claims_picture.ipynb #73c00010
 def write_claims_picture(folder: Path | None = None) -> Path:
     "Draw `claims.png` and `claims.svg` into the folder of results; returns the folder."
     folder = folder or results_dir()
