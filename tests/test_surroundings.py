@@ -485,7 +485,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
     ],
 )
 def test_what_the_machine_lacks_is_one_line(monkeypatch, capsys, error):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(cli, 'app', fail)
@@ -496,7 +496,7 @@ def test_what_the_machine_lacks_is_one_line(monkeypatch, capsys, error):
 
 
 def test_a_mistake_of_the_code_keeps_its_traceback(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise ZeroDivisionError('a bug')
 
     monkeypatch.setattr(cli, 'app', fail)

@@ -80,7 +80,8 @@ def put_notebooks(s: Sources) -> int:
         linked |= _put_notebook(s, path, path.relative_to(s.root))
     linked.add(s.root / 'data_prep' / 'README.md')
     for path in linked:
-        inside = path.is_relative_to(s.root) and not path.is_relative_to(s.results)
+        page = path.is_relative_to(s.results) and path.parent != s.results  # `put_results` has those
+        inside = path.is_relative_to(s.root) and not page
         if inside and path.suffix != '.ipynb' and path.name != 'README.md' or path.parent.name == 'data_prep':
             copy = s.out / path.relative_to(s.root)
             copy.parent.mkdir(parents=True, exist_ok=True)
