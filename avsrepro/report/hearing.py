@@ -7,7 +7,6 @@ __all__ = ['SILENT', 'TOGETHER', 'hearing_specs', 'asked_of', 'hearing_table', '
            'write_hearing', 'hearing_main']
 
 # %% ../../nbs/report/60_hearing.ipynb #60h00003
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +19,14 @@ import typer
 
 from ..analysis.scores import row_settling
 from ..core.errors import check
-from ..core.identity import environment
 from ..core.paths import atomic_write, results_dir
 from ..experiments.profiles import Profile, get_profile
 from ..experiments.run import run_specs
 from ..experiments.tuning import TUNED, TUNED_ON, method_run
 from .figures import look
-from .files import write_figure
+from .files import write_figure, write_runs
 from .tables import RunScores
-from ..train.store import RunResult, RunSpec, export_runs
+from ..train.store import RunResult, RunSpec
 
 # %% ../../nbs/report/60_hearing.ipynb #60h00006
 SILENT = 'in silence'  # behind a method's name: its control
@@ -140,15 +138,10 @@ def write_hearing(results: Sequence[RunResult], profile: str, source: str) -> Pa
     "Write the files of the page; returns the folder."
     folder, table = results_dir(profile, source, 'hearing'), hearing_table(results)
     command = f'python -m avsrepro.report.hearing --profile {profile} --data {source}'
-    meta = dict(command=command, profile=profile, data=source, environment=environment())
-    meta |= dict(seeds=sorted({r.spec.seed for r in results}), run_ids=[r.run_id for r in results])
-    meta['trained_at'] = sorted({r.environment.get('commit', 'unknown') for r in results})
     atomic_write(folder / 'table.csv', table.to_csv(index=False, float_format='%.4f'))
     atomic_write(folder / 'table.md', hearing_text(table, profile, source) + '\n')
-    atomic_write(folder / 'meta.json', json.dumps(meta, indent=1))
     write_figure(hearing_curves(results), folder, 'figure')
-    for r in results:
-        export_runs([r], folder / 'runs' / f'{r.run_id}.jsonl')
+    write_runs(results, folder, command, profile, source)
     return folder
 
 # %% ../../nbs/report/60_hearing.ipynb #60h00017

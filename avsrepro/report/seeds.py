@@ -7,7 +7,6 @@ __all__ = ['MANY', 'AVERAGED', 'DECAY', 'ABOUT_SEEDS', 'PARTS', 'repeated_specs'
            'write_seeds', 'seeds_main']
 
 # %% ../../nbs/report/62_seeds.ipynb #62s00003
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +19,12 @@ import typer
 from ..analysis.calibration import RULES, calibration_page
 from ..analysis.calm import ending_table, pairing_table
 from ..core.errors import check
-from ..core.identity import environment
 from ..core.paths import atomic_write, results_dir
 from ..experiments.profiles import Profile, get_profile
 from ..experiments.run import run_specs
 from ..experiments.tuning import TUNED_ON, method_run
-from .files import write_figure
-from ..train.store import RunResult, RunSpec, export_runs
+from .files import write_figure, write_runs
+from ..train.store import RunResult, RunSpec
 
 # %% ../../nbs/report/62_seeds.ipynb #62s00006
 MANY = 16  # seeds of the rows that are compared with themselves
@@ -107,16 +105,11 @@ def write_seeds(results: Sequence[RunResult], profile: str, source: str) -> Path
     folder, (tables, figure) = results_dir(profile, source, 'seeds'), seeds_tables(results)
     command = f'python -m avsrepro.report.seeds --profile {profile} --data {source}'
     seeds = sorted({r.spec.seed for r in results})
-    meta = dict(command=command, profile=profile, data=source, environment=environment())
-    meta |= dict(seeds=seeds, run_ids=[r.run_id for r in results])
-    meta['trained_at'] = sorted({r.environment.get('commit', 'unknown') for r in results})
     for name, table in tables.items():
         atomic_write(folder / f'{name}.csv', table.to_csv(index=False, float_format='%.4f'))
     atomic_write(folder / 'table.md', seeds_text(tables, profile, source, len(seeds)))
-    atomic_write(folder / 'meta.json', json.dumps(meta, indent=1))
     write_figure(figure, folder, 'figure')
-    for r in results:
-        export_runs([r], folder / 'runs' / f'{r.run_id}.jsonl')
+    write_runs(results, folder, command, profile, source)
     return folder
 
 # %% ../../nbs/report/62_seeds.ipynb #62s00018
