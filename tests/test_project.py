@@ -13,6 +13,9 @@ from functools import cache
 import nbformat
 import pytest
 import yaml
+from execnb.nbio import nb2str, read_nb
+from nbdev.clean import clean_nb
+from nbdev.config import get_config
 
 from avsrepro.core.paths import repo_root
 from avsrepro.report.readme import export_readme
@@ -102,6 +105,17 @@ def test_notebook_is_valid(path):
     ids = [c['id'] for c in nb['cells']]
     assert len(set(ids)) == len(ids) and all(re.fullmatch(r'[\w-]{1,64}', i) for i in ids)
     assert not [o for c in nb['cells'] for o in c.get('outputs', ()) if o['output_type'] == 'error']
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name_of)
+def test_notebook_is_as_nbdev_clean_leaves_it(path):
+    config, nb = get_config(path=ROOT), read_nb(path)
+    keys = config.get('allowed_metadata_keys').split(), config.get('allowed_cell_metadata_keys').split()
+    clean_nb(nb, config.clear_all, *keys, config.clean_ids)
+    remedy = f'run: nbdev_clean --fname {name_of(path)}'
+    assert nb2str(nb) == path.read_text(encoding='utf-8'), (
+        f'{name_of(path)} is not as nbdev_clean leaves it; {remedy}'
+    )
 
 
 ROOTS = r'/(?:home|Users|root|work|tmp|opt|mnt|srv|media|private|var|usr)/'
