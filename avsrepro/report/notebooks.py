@@ -182,10 +182,14 @@ def make_pages(
     "The folders of `experiments`, in their order."
     if min(jobs, len(experiments)) == 1:
         for e in experiments:
+            print(f'page of {e.paper} {e.table}', file=sys.stderr)
             yield make_page(e, values[e.table], source)
         return
     with telling('a process that makes a page'), worker_pool(jobs) as pool:
         threads = max(1, cores() // jobs)
         pages = [pool.submit(make_page, e, values[e.table], source, threads) for e in experiments]
-        for page in tqdm(pages, desc='pages', unit='page', leave=False, disable=None):
-            yield page.result()
+        with tqdm(total=len(pages), desc='pages', unit='page', leave=False, disable=None) as bar:
+            for e, page in zip(experiments, pages):
+                bar.set_postfix_str(f'{e.paper} {e.table}')
+                yield page.result()
+                bar.update()
