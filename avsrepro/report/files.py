@@ -22,7 +22,15 @@ from ..core.pictures import shrink_pictures
 from ..experiments.plan import seeds_of
 from ..experiments.profiles import Profile
 from ..experiments.schema import Experiment
-from .template import headline, links, outcome, page_claims, page_text, study_beside
+from avsrepro.report.template import (
+    claim_lines,
+    headline,
+    links,
+    outcome,
+    page_claims,
+    page_text,
+    study_beside,
+)
 from .terms import terms_text
 from ..train.store import RunResult, export_runs
 
@@ -107,10 +115,9 @@ def write_runs(results: Sequence[RunResult], folder: Path, command: str, profile
 
 # %% ../../nbs/report/17_files.ipynb #17ab0001
 def summary_of(
-    experiment: Experiment, profile: Profile, data: str, results: Sequence[RunResult]
+    experiment: Experiment, profile: Profile, data: str, results: Sequence[RunResult], judged: pd.DataFrame
 ) -> dict[str, Any]:
-    "What came out, of the files that are written: headline, outcome and the number of each verdict."
-    judged = page_claims(experiment, results_folder(experiment, profile.name, data))
+    "What came out: headline, outcome and the number of each verdict."
     said, seeds = outcome(judged), len({r.spec.seed for r in results})
     words = {word: int(n) for word, n in judged.verdict.value_counts().items()}
     return dict(headline=headline(experiment, said, profile.name, data, seeds), outcome=said, verdicts=words)
@@ -133,12 +140,15 @@ def write_page(
         atomic_write(folder / f'{name}.csv', t.to_csv(index=False, float_format='%.4f'))
     for name in {'effects', 'seeds'} - set(tables):  # of an earlier run
         (folder / f'{name}.csv').unlink(missing_ok=True)
-    meta = provenance(experiment, profile, data, results) | summary_of(experiment, profile, data, results)
+    judged = page_claims(experiment, folder)  # by the files that are there now
+    made = (experiment, profile, data, results)
+    meta = provenance(*made) | summary_of(*made, judged)
     body = text.rstrip('\n') + '\n' + terms_text(experiment, profile, data)
     beside = '' if profile.name == 'study' or not meta['outcome'] else study_beside(experiment, data)
     line = links(meta['command'], [f'{name}.csv' for name in tables])
     head = (experiment, f'# {meta["headline"]}')
-    page = page_text(*head, body, tables.get('differences'), figures, line, beside, answers)
+    said = answers, claim_lines(judged)
+    page = page_text(*head, body, tables.get('differences'), figures, line, beside, *said)
     atomic_write(folder / 'table.md', page)
     if latex:
         atomic_write(folder / 'table.tex', latex)

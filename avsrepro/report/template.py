@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPERS', 'ROMAN', 'KINDS', 'SHORT', 'WIDEST', 'RULE_LINE', 'SHOWN', 'FOLDED', 'page_name', 'page_claims', 'outcome',
            'headline', 'study_beside', 'silence_sentence', 'largest_sentence', 'short_table', 'links', 'folded',
-           'page_text']
+           'claim_lines', 'page_text']
 
 # %% ../../nbs/report/14_template.ipynb #14t00003
 import json
@@ -47,7 +47,10 @@ def page_claims(experiment: Experiment, folder: Path) -> pd.DataFrame:
     if not own:
         return pd.DataFrame(columns=['id', 'verdict', 'reason'])
     tables = {experiment.table: read_results(folder)}
-    lines = {contrast_of(c): dict(id=c.id, claim=c.text, **judge(c, tables)) for c in reversed(own)}
+    lines = {
+        contrast_of(c): dict(id=c.id, claim=c.text, metric=c.metric, **judge(c, tables))
+        for c in reversed(own)
+    }
     return pd.DataFrame(list(lines.values())[::-1])
 
 
@@ -197,6 +200,21 @@ def folded(text: str, summary: str = FOLDED) -> str:
     "Text behind a line that opens it."
     return f'<details><summary>{summary}</summary>\n\n{text.strip()}\n\n</details>'
 
+# %% ../../nbs/report/14_template.ipynb #14t00033
+def claim_lines(judged: pd.DataFrame) -> list[str]:
+    "Each claim of a page with its verdict, the printed effect and ours; none where nothing was judged."
+    judged = judged[judged.verdict != NOT_RUN]
+    if (judged.verdict == 'not judged').all():
+        return []
+    lines = []
+    for c in judged.to_dict('records'):
+        word = dict(zip(VERDICTS, SHORT)).get(c['verdict'], c['verdict'])
+        ours = Interval(c['ours'], c['low'], c['high']).text(digits_of(c['metric']), '+')
+        printed = f'{c["published"]:+.{digits_of(c["metric"])}f}'
+        why = f' ({c["reason"]})' if c['reason'] else ''
+        lines.append(f'**{word}**: {c["claim"].rstrip(".")}. Printed {printed}, ours {ours}{why}.')
+    return lines
+
 # %% ../../nbs/report/14_template.ipynb #77901326
 def page_text(
     experiment: Experiment,
@@ -207,10 +225,11 @@ def page_text(
     line: str,  # `links`
     beside: str = '',  # what stands below the headline: the profile `study` beside a demonstration
     answers: Iterable[str] = (),  # what the page says to its own questions, in sentences
+    claims: Iterable[str] = (),  # of the paper, with their verdicts: `claim_lines`
 ) -> str:
     "`table.md` of any page."
     rest = body.split('\n', 1)[1].strip() if body.startswith('# ') else body.strip()
-    found = '\n'.join(f'- {a}' for a in answers)
+    found = '\n'.join(f'- {a}' for a in (*claims, *answers))
     picture = ''.join(f'![{name}]({name}.png)\n' for name in list(figures)[:1])
     if differences is None or not len(differences) or not SHOWN <= set(differences):
         parts = [first, beside, found, picture, rest, line]
