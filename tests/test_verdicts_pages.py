@@ -23,12 +23,12 @@ from avsrepro.report.measures import (
     read_answers,
     told,
 )
-from avsrepro.report.tables import DIFFERENCE_COLUMNS
+from avsrepro.report.tables import DIFFERENCE_COLUMNS, word_with
 from avsrepro.report.template import page_text, short_table
 from avsrepro.train.store import RunResult, RunSpec
 
 PAGES = {
-    'selm': ('q1_alignment', 'q2_sequences', 'q3_slip', 'q4_illusions'),
+    'selm': ('q1_alignment', 'q2_sequences', 'q3_slip', 'q4_illusions', 'fig05_selection'),
     'robust': ('q1_front_ends', 'q3_others', 'q4_sdavs', 'fig04_similarity'),
     'ddeseg': ('q1_derivation', 'q4_protocols', 'q6_released', 'fig06_embeddings'),
     'sdavs': ('fig05_selectors', 'fig06_damf', 'fig07_parts', 'fig08_responses', 'tab07_consistency'),
@@ -178,6 +178,31 @@ def test_pages_have_no_second_rule(paper):
         code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
         found[name] = sorted(set(OLD.findall(code)))
     assert not {name: words for name, words in found.items() if words}
+
+
+@pytest.mark.parametrize(
+    'words,expected',
+    [
+        (('above 1', 'above 1', 'above 1', 'above 1', 'below 1'), 'direction reproduced'),
+        (('above 1', 'above 1', 'above 1', 'inconclusive', 'above 1'), 'inconclusive'),
+        (('above 1', 'below 1', 'above 1', 'below 1', 'above 1'), 'inconclusive'),
+        (('below 1', 'inconclusive', 'above 1', 'above 1', 'above 1'), 'contradicted'),
+        (('above 1', 'above 1', 'below 1', 'above 1', 'above 1'), 'contradicted'),
+        (('below 1', 'above 1', 'above 1', 'not judged', 'above 1'), 'not judged (one seed)'),
+    ],
+)
+def test_the_word_for_a_stage_of_what_the_selection_leaves(words, expected):
+    "Figure 5 of SelM: four changes make the word, the fifth does not."
+    path = repo_root() / 'nbs' / 'papers' / 'selm' / 'fig05_selection.ipynb'
+    cells = [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
+    (rule,) = (c.split('\n\n\n')[0] for c in cells if c.startswith('def stage_word'))
+    changes = ['by BCSM', 'by BCSM, beyond untrained', 'with over without']
+    changes += ['with over without, beyond untrained', 'owed to the sound']
+    known = dict(NEEDED=changes[:4], word_with=word_with)
+    exec(rule, known)
+    rest = dict(metric='log2 factor', ratio=np.nan, smallest=0.1)
+    of = {c: rest | dict(verdict=w, reason='one seed' * (w == 'not judged')) for c, w in zip(changes, words)}
+    assert known['stage_word'](of) == expected
 
 
 def test_less_than_one_degree_of_freedom_is_no_interval():

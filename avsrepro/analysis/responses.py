@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'NUMBERS', 'steps_of', 'surface_table', 'plot_surfaces', 'sounding_region', 'mean_over', 'inside_outside',
            'contrast', 'cam_contrast', 'log_ratio', 'outline', 'at_edge', 'correlation', 'measured', 'of_rows',
-           'Factor', 'factor_over_clips', 'drawn_values', 'effect_over_runs', 'effects', 'with_ends', 'texts']
+           'Factor', 'drawn_values', 'effect_over_runs', 'effects', 'with_ends', 'texts']
 
 # %% ../../nbs/analysis/40_responses.ipynb #c8fabc07
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ from avsrepro.metrics.differences import (
     pooled_noise,
     weighted_clips,
 )
-from ..metrics.statistics import NOTHING, Interval, over_clips
+from ..metrics.statistics import NOTHING, Interval
 from ..models.base import AVSModel
 from ..nn.features import Features
 from ..nn.layers import resize
@@ -258,11 +258,6 @@ class Factor(Interval):
     def side(self) -> int:
         "1 where the whole interval is above one, -1 where it is below, 0 where it holds one or is unknown."
         return int(self.low > 1) - int(self.high < 1)
-
-
-def factor_over_clips(x: pd.Series, y: pd.Series | None = None) -> Factor:
-    "Mean of logarithms `x`, or of `x - y`, with its interval as `over_clips`, as a factor."
-    return Factor(*np.exp(over_clips(x, y)).tolist())
 
 # %% ../../nbs/analysis/40_responses.ipynb #b4517869
 def drawn_values(
