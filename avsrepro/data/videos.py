@@ -35,7 +35,8 @@ def import_av() -> ModuleType:
     try:
         import av
     except ImportError as e:
-        raise InputError('reading videos needs PyAV; install it with `pip install -e ".[video]"`.') from e
+        how = 'install it with `pip install "avsrepro[video]"`'
+        raise InputError(f'videos are read and written by PyAV, which is missing; {how}.') from e
     return av
 
 
