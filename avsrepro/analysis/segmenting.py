@@ -11,7 +11,7 @@ import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,9 +26,10 @@ from ..core.errors import InputError, check
 from ..core.identity import environment
 from ..core.paths import publish, refusal, unwritable
 from ..data.images import voc_palette
-from ..data.media import Media, instants, open_media
+from ..data.media import Media, instants, open_media, sound_gaps
 from ..models.base import AVSModel
 from ..nn.weights import digest_of
+from ..train.store import note
 
 # %% ../../nbs/analysis/93_segmenting.ipynb #978fc3d8
 @dataclass(frozen=True)
@@ -155,7 +156,12 @@ def about_file(media: Media, model: AVSModel, form: InputForm, folder: Path, mar
     "The content of about.json."
     weights = digest_of(folder / 'model.safetensors')
     made = dict(folder=folder.name, name=model.name, sha256=weights, clip=_clip_in_words(form))
-    heard = dict(file=media.heard.name, track=media.track, tracks=list(media.tracks))
+    heard = dict(
+        file=media.heard.name,
+        track=media.track,
+        tracks=list(media.tracks),
+        seconds_missing=round(media.gaps, 3),
+    )
     return dict(
         file=media.path.name,
         seconds=round(media.seconds, 3),
@@ -240,6 +246,11 @@ def segment_file(
     check(1 <= per_second <= 50, f'{per_second} masks a second; expected 1 to 50.')
     media = open_media(file, sound, track)
     places = places_for(file, out)
+    media = replace(media, gaps=sound_gaps(media))
+    if media.gaps and not quiet:
+        note(
+            f'{media.heard}: {media.gaps:.1f} s in the middle of its sound are missing, and heard as silence.'
+        )
     with made_whole(places) as part:
         marks, form = _write_all(part, media, Path(model), per_second, silence, quiet)
     return Segmented(places, marks, form.classes)

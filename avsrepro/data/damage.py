@@ -99,29 +99,34 @@ PLAIN, OF_MOVIE = (
 )
 
 
-def _chunk(f: BinaryIO, at: int, pattern: re.Pattern) -> tuple[bytes, int, bytes] | None:
-    "Name, length and the next four bytes of a chunk; None if it is none."
-    f.seek(at)
-    head = f.read(12)
-    return (head[:4], int.from_bytes(head[4:8], 'little'), head[8:]) if pattern.fullmatch(head[:4]) else None
+def _chunk(f: BinaryIO, at: int, pattern: re.Pattern) -> tuple[bytes, int, bytes, int] | None:
+    "Name, length, the next four bytes and place of a chunk at `at` or the even byte after it; None without."
+    for place in (at + at % 2, at):
+        f.seek(place)
+        head = f.read(12)
+        if pattern.fullmatch(head[:4]):
+            return head[:4], int.from_bytes(head[4:8], 'little'), head[8:], place
+    return None
 
 
 def _avi_fault(f: BinaryIO, size: int) -> int | None:
     "Where the chunks of an AVI file end to make sense; None if they all do."
-    at, movie = 0, 0  # where the list of pictures and sounds ends
+    at, whole, movie = 0, 12, 0  # ends of the file as stated, and of the list of pictures and sounds
     while at + 8 <= size:
-        pattern = OF_MOVIE if at < movie else PLAIN
-        even = at + at % 2
-        found = _chunk(f, even, pattern)
-        at = even if found else at
-        found = found or _chunk(f, at, pattern)
-        if found is None or found[0] not in LISTS and at + 8 + found[1] > (movie if at < movie else size):
-            return at
-        name, length, kind = found
+        found = _chunk(f, at, OF_MOVIE if at < movie else PLAIN)
+        if at >= whole and (found is None or found[0] != b'RIFF'):
+            return None  # what follows is not of the film
+        name, length, kind, at = found or (b'', size, b'', at)
+        known = 8 + length < UNSTATED and length > 4
+        stop = at + 8 + length
+        if name == b'RIFF':
+            whole = stop if known else size
+        if name == b'LIST' and kind == b'movi':
+            movie = stop if known else size
         inside = name == b'RIFF' or name == b'LIST' and kind in (b'movi', b'rec ')
-        if kind == b'movi':
-            movie = size if length in (0, 4) or length >= UNSTATED else at + 8 + length
-        at += 12 if inside else 8 + length
+        if not inside and stop > (movie if at < movie else size):
+            return at
+        at = at + 12 if inside else stop
     return None
 
 # %% ../../nbs/data/67_damage.ipynb #e1132a16
