@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNSTATED', 'SEGMENT', 'CLUSTER', 'CHECKSUM', 'OF_SEGMENT', 'OF_CLUSTER', 'OF_ANY', 'ELEMENTS', 'MOST_CHECKED',
-           'LISTS', 'PLAIN', 'OF_MOVIE', 'bytes_lacking', 'first_fault']
+           'PLAIN', 'OF_MOVIE', 'bytes_lacking', 'first_fault']
 
 # %% ../../nbs/data/67_damage.ipynb #b7ac7be9
 import re
@@ -92,7 +92,6 @@ def _matroska_fault(f: BinaryIO, size: int) -> int | None:
     return None
 
 # %% ../../nbs/data/67_damage.ipynb #e81c107a
-LISTS = (b'RIFF', b'LIST')
 PLAIN, OF_MOVIE = (
     re.compile(rb'[ -~]{4}'),
     re.compile(rb'[0-9A-Fa-f]{2}[A-Za-z_]{2}|ix\d\d|JUNK|LIST|RIFF|idx1'),

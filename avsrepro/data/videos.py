@@ -65,7 +65,7 @@ def open_video(path: str | Path) -> Iterator[Any]:
     try:
         lost, wanted = bytes_missing(path), 'expected a complete video'
         check(not lost, f'{path}: the file is truncated, {lost} bytes are missing; {wanted}.')
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=dict(protocol_whitelist='file')) as container:  # no network
             yield container
     except av.FFmpegError as e:
         raise InputError(f'{path}: cannot be decoded ({e.strerror}); expected a complete video.') from e
