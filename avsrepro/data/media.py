@@ -233,7 +233,8 @@ def _whole_packets(path: Path) -> Iterator[Any]:
         raise damage(path, f'from byte {fault} of {path.stat().st_size} on')
     with _reports() as said, open_whole(path) as container:
         reader, clock = container.format.name, _Clock(container)
-        said.clear()  # what it says of the head is mostly of no account
+        if reader.startswith('mov'):  # of a head that lists all there is, and chapters that are not there
+            said.clear()
         for packet in container.demux():
             heard = packet.stream.type in ('video', 'audio')
             if heard and packet.is_corrupt or any(who == reader for _, who, _ in said):
