@@ -225,7 +225,7 @@ def test_lists_of_other_files_are_refused_and_not_followed(tmp_path, films):
 
 
 def test_a_codec_that_nobody_knows_is_one_sentence(tmp_path):
-    "MPEG's program stream has no name for pictures that are stored as they are, and a reader finds a track without one."
+    "MPEG's program stream has no name for pictures that are stored as they are."
     path = tmp_path / 'film.mpg'
     film(path, codec='rawvideo', audio='mp2')
     assert 'film.mpg: its pictures are of a kind that FFmpeg does not know' in refusal_of(open_media, path)
