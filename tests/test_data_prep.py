@@ -398,7 +398,7 @@ def test_without_pyav_one_sentence_says_how_to_get_it(tmp_path, capsys, monkeypa
     video.write_bytes(b'x')
     for command in (extract_frames, extract_log_mel):
         assert command(video, tmp_path / 'out') == 2
-        sentence(capsys, 'PyAV', 'pip install -e ".[video]"')
+        sentence(capsys, 'PyAV', 'pip install "avsrepro[video]"')
     assert not (tmp_path / 'out').exists()
     sound = tmp_path / 'tone.wav'
     soundfile.write(sound, 0.1 * np.sin(np.arange(80_000) / 9), 16_000)

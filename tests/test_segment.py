@@ -339,9 +339,9 @@ def bad_files(place: Path) -> dict[str, tuple[Path, str]]:
     good = film(place / 'good.mkv', 2)
     found = dict(
         nothing=(place / 'none.mp4', 'no such file'),
-        folder=(place, 'no such file'),
+        folder=(place, 'is a folder'),
         text=(place / 'text.mp4', 'cannot be decoded'),
-        empty=(place / 'empty.mp4', 'cannot be decoded'),
+        empty=(place / 'empty.mp4', 'is empty'),
         mute=(film(place / 'mute.mp4', 1, sounds=[]), 'has no sound'),
         sound=(write_audio(place / 'only.wav', torch.zeros(9000)), 'has no pictures'),
         photo=(place / 'photo.png', '--sound'),

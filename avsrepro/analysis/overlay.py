@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from .own_video import SPECK, Marked, bar_of
 from ..data.clips import resized
 from ..data.films import write_film
-from ..data.media import Media, film_frames, open_whole, picture_of, sound_blocks
+from ..data.media import Media, film_frames, picture_of, sound_blocks
+from ..data.whole import open_whole
 
 # %% ../../nbs/analysis/91_overlay.ipynb #8769bd5e
 MASK_COLOURS = (

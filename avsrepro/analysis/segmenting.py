@@ -9,9 +9,11 @@ __all__ = ['SPAN_COLUMNS', 'Places', 'places_for', 'made_whole', 'mask_name', 's
 # %% ../../nbs/analysis/93_segmenting.ipynb #a7141a1f
 import csv
 import json
+import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,9 +28,10 @@ from ..core.errors import InputError, check
 from ..core.identity import environment
 from ..core.paths import publish, refusal, unwritable
 from ..data.images import voc_palette
-from ..data.media import Media, instants, open_media
+from ..data.media import Media, instants, open_media, sound_gaps
 from ..models.base import AVSModel
 from ..nn.weights import digest_of
+from ..train.store import note
 
 # %% ../../nbs/analysis/93_segmenting.ipynb #978fc3d8
 @dataclass(frozen=True)
@@ -45,30 +48,70 @@ def places_for(file: str | Path, out: str | Path | None = None) -> Places:
     root = file.parent if out is None else Path(out)
     found = Places(root / f'{file.stem}_avs.mp4', root / f'{file.stem}_avs')
     for path in (found.video, found.folder):
-        check(not path.exists(), f'{path}: exists already; move it away, or give another folder with --out.')
+        try:
+            there = path.is_symlink() or path.exists()
+        except OSError as e:
+            raise _unmade(path, e) from e
+        check(not there, f'{path}: exists already; move it away, or give another folder with --out.')
     return found
 
+
+def _unmade(path: Path, e: OSError) -> InputError:
+    return InputError(f'{path}: cannot be made ({e.strerror or e}); give another folder with --out.')
+
 # %% ../../nbs/analysis/93_segmenting.ipynb #ed91b7db
+@contextmanager
+def _ended_softly() -> Iterator[None]:
+    "In this block a signal to end is an exception, so that what was begun is cleared away."
+    names = [name for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+    kinds = [getattr(signal, name) for name in names if threading.current_thread() is threading.main_thread()]
+    kinds = [kind for kind in kinds if signal.getsignal(kind) == signal.SIG_DFL]
+
+    def leave(kind: int, _: Any) -> None:
+        raise SystemExit(128 + kind)
+
+    for kind in kinds:
+        signal.signal(kind, leave)
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            signal.signal(kind, signal.SIG_DFL)
+
+
+@contextmanager
+def _new_folders(folder: Path) -> Iterator[None]:
+    "A folder and those around it, made if they lack; after an error what was made is gone."
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for place in new:
+            with suppress(OSError):
+                place.rmdir()
+        raise
+
+# %% ../../nbs/analysis/93_segmenting.ipynb #c333fa91
 @contextmanager
 def made_whole(places: Places) -> Iterator[Places]:
     "Places to write to; what lies there at the end of the block is published, after an error it is gone."
     root = places.folder.parent
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f'.{places.folder.name}.', dir=root) as hidden:
+        with (
+            _ended_softly(),
+            _new_folders(root),
+            TemporaryDirectory(prefix=f'.{places.folder.name}.', dir=root) as hidden,
+        ):
             part = Places(Path(hidden) / places.video.name, Path(hidden) / places.folder.name)
             part.folder.mkdir()
             yield part
             _move(part, places)
     except OSError as e:
         why = refusal(e)
-        raise unwritable(why, places.folder) if why else _unmade(places, e) from e
+        raise unwritable(why, places.folder) if why else _unmade(places.folder, e) from e
 
 # %% ../../nbs/analysis/93_segmenting.ipynb #7a827e5e
-def _unmade(places: Places, e: OSError) -> InputError:
-    return InputError(f'{places.folder}: cannot be made ({e.strerror or e}); give another folder with --out.')
-
-
 def _move(part: Places, places: Places) -> None:
     "Give both their names, or neither."
     publish(part.video, places.video)
@@ -155,7 +198,12 @@ def about_file(media: Media, model: AVSModel, form: InputForm, folder: Path, mar
     "The content of about.json."
     weights = digest_of(folder / 'model.safetensors')
     made = dict(folder=folder.name, name=model.name, sha256=weights, clip=_clip_in_words(form))
-    heard = dict(file=media.heard.name, track=media.track, tracks=list(media.tracks))
+    heard = dict(
+        file=media.heard.name,
+        track=media.track,
+        tracks=list(media.tracks),
+        seconds_missing=round(media.gaps, 3),
+    )
     return dict(
         file=media.path.name,
         seconds=round(media.seconds, 3),
@@ -240,6 +288,11 @@ def segment_file(
     check(1 <= per_second <= 50, f'{per_second} masks a second; expected 1 to 50.')
     media = open_media(file, sound, track)
     places = places_for(file, out)
+    media = replace(media, gaps=sound_gaps(media))
+    if media.gaps and not quiet:
+        note(
+            f'{media.heard}: {media.gaps:.1f} s in the middle of its sound are missing, and heard as silence.'
+        )
     with made_whole(places) as part:
         marks, form = _write_all(part, media, Path(model), per_second, silence, quiet)
     return Segmented(places, marks, form.classes)

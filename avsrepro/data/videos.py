@@ -35,7 +35,8 @@ def import_av() -> ModuleType:
     try:
         import av
     except ImportError as e:
-        raise InputError('reading videos needs PyAV; install it with `pip install -e ".[video]"`.') from e
+        how = 'install it with `pip install "avsrepro[video]"`'
+        raise InputError(f'videos are read and written by PyAV, which is missing; {how}.') from e
     return av
 
 
@@ -64,7 +65,7 @@ def open_video(path: str | Path) -> Iterator[Any]:
     try:
         lost, wanted = bytes_missing(path), 'expected a complete video'
         check(not lost, f'{path}: the file is truncated, {lost} bytes are missing; {wanted}.')
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=dict(protocol_whitelist='file')) as container:  # no network
             yield container
     except av.FFmpegError as e:
         raise InputError(f'{path}: cannot be decoded ({e.strerror}); expected a complete video.') from e
