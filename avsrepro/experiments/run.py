@@ -85,7 +85,7 @@ def expected_seconds(results: Iterable[RunResult]) -> Callable[[RunSpec], float 
 
     return seconds
 
-
+# %% ../../nbs/experiments/60_run.ipynb #97440c4a
 def work_of(specs: Iterable[RunSpec], results: Iterable[RunResult]) -> Callable[[RunSpec], float]:
     "How much there is to do for each of several runs: in seconds, by what is known of any of them."
     specs, seconds = list(specs), expected_seconds(results)

@@ -53,7 +53,7 @@ def page_claims(experiment: Experiment, folder: Path) -> pd.DataFrame:
     }
     return pd.DataFrame(list(lines.values())[::-1])
 
-
+# %% ../../nbs/report/14_template.ipynb #14t0000a
 def outcome(judged: pd.DataFrame) -> str:
     "What came out, in a few words; '' where nothing is claimed."
     if not len(judged):
