@@ -69,7 +69,7 @@ def kind_of(row: Row, experiment: Experiment) -> dict[str, str]:
 # %% ../../nbs/experiments/40_plan.ipynb #2276557d
 def training_of(row: Row, profile: Profile, setting: str, **kind: str) -> dict[str, Any]:
     "Training values of a row; a guided one has the weight of its guidance among its loss terms."
-    train = {**profile.training(row.model, setting, row.tuning, **kind), **row.train.get(setting, {})}
+    train = {**profile.training(row.model, setting, row.tuned_as, **kind), **row.train.get(setting, {})}
     guide = row.options.get('guidance')
     if train.get('loss') and guide:
         train['loss'] = {**train['loss'], 'guidance': guide.get('weight', 1.0)}

@@ -252,7 +252,7 @@ def _check_training(name: str, data: dict[str, Any]) -> None:
     from avsrepro.train.store import TRAINED_SETTINGS
 
     models = list_models()
-    tunings = {r.tuning for e in experiments().values() for r in e.rows if r.tuning}
+    tunings = {r.tuned_as for e in experiments().values() for r in e.rows if r.tuned_as}
     for model, options in _known(f'{name}: model', data.get('model', {}), models).items():
         known_keys(model_class(model).Options, options, f'option in {name}: model.{model}')
     for setting, values in _known(f'{name}: train', data['train'], TRAINED_SETTINGS).items():

@@ -29,6 +29,11 @@ class Row:
     mixture: dict[str, Any] = field(default_factory=dict)  # values of `Mixture`: negatives in training
     seeds: int = 1  # at least so many, the first ones, where a question is about the spread
 
+    @property
+    def tuned_as(self) -> str:
+        "What the profile calls its training values: its own name for them, or 'negatives' with a mixture."
+        return self.tuning or ('negatives' if self.mixture else '')
+
 # %% ../../nbs/experiments/10_schema.ipynb #ab88c8bb
 @dataclass(frozen=True)
 class Experiment:
