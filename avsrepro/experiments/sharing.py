@@ -359,7 +359,15 @@ def push_to_hub(
         raise InputError(f'{name}: the hub did not take {folder} ({said}); {remedy}.') from e
 
 # %% ../../nbs/experiments/82_sharing.ipynb #82000028
-SMALLEST = dict(procedural=(), voc_esc=('train.ms3.epochs=8',))  # source -> changes of the profile
+SMALLEST = dict(  # source -> changes of the profile
+    procedural=(),
+    voc_esc=(  # chosen on validation, see `report.halves`
+        'train.ms3.epochs=8',
+        'tuning.sdavs.ms3.lr=0.001',
+        'scenes.voc_esc.ms3.objects=[2,3]',
+        'scenes.voc_esc.ms3.train=1800',
+    ),
+)
 
 
 def smallest_run(data: str = 'procedural', profile: str = 'quick') -> RunSpec:

@@ -219,7 +219,12 @@ class RobustPage(Asked):
         text = intervals(main).to_markdown(index=False)
         return Markdown(f'{text}\n\nValidation by epoch, on positives:\n\n{curves}')
 
-    def write(self, figure: plt.Figure | None = None, **tables: pd.DataFrame) -> Path:
+    def write(
+        self,
+        figure: plt.Figure | None = None,
+        answers: Sequence[str] = (),  # what the page says to its own questions, in sentences
+        **tables: pd.DataFrame,
+    ) -> Path:
         """Write the files of the page; `figure` is drawn on it where it is not that of `figure()`.
 
         `table` and `differences` are by the paper's protocol, those of the other carry its name."""
@@ -233,4 +238,5 @@ class RobustPage(Asked):
         text = robust_markdown(self.experiment, self.by_protocol)
         wide = [robust_wide(self.experiment, self.long, s) for s in self.experiment.settings]
         latex = '\n'.join(t.to_latex(escape=True) for t in wide)
-        return self.write_files({**files, **tables}, text, dict(figure=figure or self.drawn), latex)
+        drawn = dict(figure=figure or self.drawn)
+        return self.write_files({**files, **tables}, text, drawn, latex, answers=answers)
