@@ -75,6 +75,7 @@ def halves_figure(model: AVSModel, videos: TwoPhotos, number: int = 6) -> plt.Fi
     "The first videos: the middle second, heard above and muted below."
     from avsrepro.analysis.own_video import muted
 
+    number = min(number, len(videos))
     fig, axs = plt.subplots(2, number, figsize=(1.5 * number, 3.4), layout='constrained', squeeze=False)
     for i, column in enumerate(axs.T):
         clip = videos[i]
