@@ -219,8 +219,13 @@ HEADS = (
 )
 
 # %% ../../nbs/report/72_site_claims.ipynb #9d830019a
+def _place(c: Any) -> int:
+    "0 for a claim that was judged, 1 for one that was only run, 2 for one that was not."
+    return 2 if not c.profile else int(c.verdict not in VERDICTS[:4])
+
+
 def _cells(c: Any) -> list[tuple[str, str]]:
-    "The value to sort by and the content of every cell of a line."
+    "The value to sort by and the content of every cell of a line; what was judged comes first."
     name = escape(c.claim)
     linked = f'<a href="{claim_link(c)}">{name}</a>' if c.profile else name
     where = f'<small>{escape(c.where)}</small>'
@@ -232,7 +237,7 @@ def _cells(c: Any) -> list[tuple[str, str]]:
     rank = str(WORDS.index(c.verdict))
     found = [
         (PAPERS[c.paper], PAPERS[c.paper]),
-        (f'{int(not c.profile)}{c.order:04d}', f'{linked}{where}'),
+        (f'{_place(c)}{c.order:04d}', f'{linked}{where}'),
         (setting, setting),
     ]
     found += [(str(c.published), effect_text(c.published)), (str(c.ours), ours), (rank, word)]
@@ -274,7 +279,8 @@ def _selects(found: pd.DataFrame) -> str:
 def claims_html(found: pd.DataFrame) -> str:
     "The table of all claims with its filters."
     heads = ''.join(f'<th data-type="{kind}" scope="col">{title}</th>' for _, kind, title in HEADS)
-    inside = found.assign(last=found.profile == '').sort_values(['last', 'order'], kind='stable')
+    places = [_place(c) for c in found.itertuples()]
+    inside = found.assign(place=places).sort_values(['place', 'order'], kind='stable')
     rows = '\n'.join(claim_row(c) for c in inside.itertuples())
     bar = f'<form class="filters" role="search">{_selects(found)}</form>'
     said = '<p class="shown" aria-live="polite"></p>'
