@@ -22,9 +22,9 @@ from avsrepro.metrics.differences import (
     weighted_clips,
 )
 from avsrepro.metrics.statistics import draws, weighted_mean
-from avsrepro.metrics.verdicts import bounded, equivalence, settling, survives_holm, verdict
+from avsrepro.metrics.verdicts import NO_SIGN, bounded, equivalence, settling, survives_holm, verdict
 from avsrepro.report.beside import claimed_differences
-from avsrepro.report.judging import EARLIER, NOT_RUN, claims_table, judge, read_results
+from avsrepro.report.judging import EARLIER, NOT_RUN, claims_table, judge, published_effect, read_results
 from avsrepro.report.tables import DIFFERENCE_COLUMNS, RunScores, long_table
 from avsrepro.train.store import RunResult, RunSpec
 
@@ -238,6 +238,22 @@ def test_a_claim_reads_from_a_file_what_the_runs_say(tmp_path):
         found.loc['snrp-s4', ['ours', 'low', 'high']].astype(float), single.interval(), atol=1e-3
     )
     assert found.verdict['snrp-s4'] != 'not judged' and found.verdict['stc-flops'] == NOT_RUN
+
+
+def test_a_claim_of_no_difference_needs_no_printed_sign(tmp_path):
+    "Printed alike: a claim that nothing is lost is judged by its margin, a difference is not judged."
+    kept = next(c for c in claims() if c.id == 'tpavi-kept-f-ms3')
+    row, against = kept.rows
+    where = dict(row=row, setting='ms3', metric='positive F')
+    score = dict(where, table='robust_tab02', ours=79.0, low=78.0, high=80.0)
+    line = dict(where, against=against, ours_delta=0.6, low=0.0, high=1.2, se_run=0.3, se_clip=0.1, df=9.0)
+    assert published_effect(kept) == 0 and verdict(0.0, Effect(0.6, 0.3, 0.1, 9.0)).reason == NO_SIGN
+    for size, word in ((0.6, 'reproduced'), (5.0, 'contradicted')):
+        pd.DataFrame([score]).to_csv(tmp_path / 'table.csv', index=False)
+        told = dict(line, ours_delta=size, low=size - 0.7, high=size + 0.7, reason=NO_SIGN)
+        pd.DataFrame([told]).to_csv(tmp_path / 'differences.csv', index=False)
+        found = judge(kept, dict(robust_tab02=read_results(tmp_path)))
+        assert (found['verdict'], found['reason']) == (word, '')
 
 
 def test_pages_of_the_earlier_rule_are_read_and_not_judged(tmp_path):

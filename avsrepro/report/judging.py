@@ -19,7 +19,7 @@ from ..experiments.registry import claims
 from ..experiments.schema import Claim, gaps
 from ..metrics.differences import Effect, sum_of_effects
 from ..metrics.statistics import Interval
-from ..metrics.verdicts import Verdict, bounded, equivalence, survives_holm, verdict
+from ..metrics.verdicts import NO_SIGN, Verdict, bounded, equivalence, survives_holm, verdict
 from .beside import summed
 from .published import published_value
 from .tables import judged_columns
@@ -81,7 +81,8 @@ def _with_errors(t: pd.DataFrame) -> pd.DataFrame:
         return t.assign(
             se_run=zero, se_clip=zero, df=exact.map({True: math.inf, False: math.nan}), reason=reason
         )
-    return t.assign(reason=t.reason.astype(object).where(t.reason.notna(), ''))
+    ours = t.reason.notna() & (t.reason != NO_SIGN)  # that one is of the printed effect
+    return t.assign(reason=t.reason.astype(object).where(ours, ''))
 
 # %% ../../nbs/report/28_judging.ipynb #0e6a85dd
 def read_results(folder: str | Path) -> pd.DataFrame:

@@ -132,11 +132,15 @@ def largest_sentence(experiment: Experiment, differences: pd.DataFrame) -> str:
 WIDEST = 120  # characters of a row
 
 
+def _times(ratio: float) -> str:
+    return f'{ratio:.1f}' if abs(ratio) >= 1 else f'{ratio:.2g}'
+
+
 def _cell(line: Mapping[str, Any]) -> str:
     digits, printed = digits_of(line['metric']), line['published_delta']
     theirs = '' if pd.isna(printed) else f'{printed:+.{digits}f}, '
     ratio = line.get('ratio', math.nan)
-    times = '' if pd.isna(ratio) else f', {ratio:.1f}x'
+    times = '' if pd.isna(ratio) else f', {_times(ratio)}x'
     return f'{theirs}{_points(line, "+")}{times}'
 
 
