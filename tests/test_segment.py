@@ -388,6 +388,8 @@ def test_outputs_are_not_overwritten(tmp_path, model, capsys, monkeypatch):
     (tmp_path / 'film_avs').mkdir()
     code, _, err = command(capsys, monkeypatch, path, '--model', model)
     assert code == 2 and 'film_avs: exists already' in err
+    code, _, err = command(capsys, monkeypatch, path, '--model', model, '--out', path)
+    assert code == 2 and 'film.mp4: is a file' in err
 
 
 def test_wrong_model_and_track_are_one_sentence(tmp_path, model, capsys, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from avsrepro import cli
+from avsrepro.analysis.shared import weights_of_test
 from avsrepro.data.loading import open_splits, write_generated
 from avsrepro.experiments.run import run_specs
 from avsrepro.experiments.single import find_subject, negative_table, score_table, single_run, subject_record
@@ -107,6 +108,7 @@ def test_what_is_refused_is_one_sentence(trained, monkeypatch, capsys, tmp_path)
         (('train', '--model', 'selm', '--setting', 'ms4'), "'s4'"),
         (('train', '--model', 'selm', '--set', 'epochs'), 'KEY=VALUE'),
         (('evaluate', 'deadbeef'), 'none of that name'),
+        (('evaluate', 'zzz'), 'nothing of that name'),
         (('evaluate', run, '--protocol', 'avs'), 'avsbench'),
         (('evaluate', run, '--setting', 'avss'), 'tells 1 class'),
         (('evaluate', run, '--split', 'tset'), "'test'"),
@@ -119,6 +121,16 @@ def test_what_is_refused_is_one_sentence(trained, monkeypatch, capsys, tmp_path)
         code, out, err = said(monkeypatch, capsys, *words)
         assert code == 2 and expected in err and err.strip().count('\n') == 0, (words, err)
         assert out == ''
+
+
+def test_scenes_of_every_split_are_clips_of_their_own():
+    "`voc_esc_val` has as many letters as the id of a video has: all its scenes were taken for one video."
+    run = single_run('sdavs', 'ms3', 'smoke')
+    for split in ('train', 'val', 'test'):
+        ids = [f'voc_esc_{split}_{k:05d}' for k in range(30)]
+        weights, shared = weights_of_test(run, ids, 50)
+        drawn = weights @ np.arange(30.0) / weights.sum(1)
+        assert shared.count == 30 and shared.interval(drawn).low < shared.interval(drawn).high
 
 
 def test_show_and_compare(trained, monkeypatch, capsys):

@@ -49,9 +49,10 @@ def places_for(file: str | Path, out: str | Path | None = None) -> Places:
     found = Places(root / f'{file.stem}_avs.mp4', root / f'{file.stem}_avs')
     for path in (found.video, found.folder):
         try:
-            there = path.is_symlink() or path.exists()
+            wrong, there = root.is_file(), path.is_symlink() or path.exists()
         except OSError as e:
             raise _unmade(path, e) from e
+        check(not wrong, f'{root}: is a file; --out takes a folder.')
         check(not there, f'{path}: exists already; move it away, or give another folder with --out.')
     return found
 

@@ -26,6 +26,8 @@ from ..train.store import RunSpec, note
 # %% ../../nbs/analysis/14_shared.ipynb #a3ff00a2
 def group_of(clip: str) -> str:
     "The video or picture that a clip was made from, by its name; the name itself where it says nothing."
+    if re.fullmatch(r'(procedural|voc_esc)_(train|val|test)_\d+', clip):  # a scene that was composed
+        return clip
     video = re.fullmatch(r'(.{11})(_\d+)+', clip)  # AVSBench: a YouTube id and seconds
     picture = re.fullmatch(r'(\d{12})(_\d+)*', clip)  # VPO: a picture and sounds
     found = video or picture
@@ -46,26 +48,31 @@ class NotedBank(VocEscBank):
 
 
 @cache
-def composed_of(setting: str, config: str, root: str | None = None) -> dict[str, tuple[str, ...]]:
-    "The parts of every test scene of a configuration (JSON) of VOC x ESC, by its name; it is composed again."
+def composed_of(
+    setting: str, config: str, root: str | None = None, split: str = 'test'
+) -> dict[str, tuple[str, ...]]:
+    "The parts of every scene of a split of VOC x ESC by its name, of a configuration (JSON); composed again."
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(config).items()}
     cfg, bank, found = generator_of(setting).config(**given), NotedBank(root), {}
-    for k in range(cfg.test):
+    for k in range(getattr(cfg, split)):
         bank.given.clear()
         if setting.startswith('vpo'):
-            name = compose_vpo(cfg, 'test', k, bank).name
+            name = compose_vpo(cfg, split, k, bank).name
         else:
-            name = compose(cfg, 'test', k, bank).info['id']
+            name = compose(cfg, split, k, bank).info['id']
         found[name] = tuple(dict.fromkeys(bank.given))
     return found
 
 # %% ../../nbs/analysis/14_shared.ipynb #f2b8e74e
 def parts_of(spec: RunSpec, clips: Sequence[str]) -> list[tuple[str, ...]]:
-    "What every test clip of a run is made of."
+    "What every clip of a split of a run's data is made of."
     found = {}
     if spec.data.get('source') == 'voc_esc' and 'config' in spec.data:
+        config = json.dumps(spec.data['config'], sort_keys=True)
+        splits = [s for s in ('train', 'val', 'test') if any(f'_{s}_' in c for c in clips)]
         try:
-            found = composed_of(spec.setting, json.dumps(spec.data['config'], sort_keys=True))
+            for split in splits or ['test']:
+                found |= composed_of(spec.setting, config, split=split)
         except InputError as e:
             note(f'Clips of VOC x ESC are taken as independent, which they are not quite: {e}')
     return [(group_of(c), *found.get(c, ())) for c in clips]

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -419,6 +420,18 @@ def knows(folder: Path) -> str:
 TAKES = dict(procedural=3, voc_esc=4)  # minutes on two cores, data included
 
 # %% ../../nbs/experiments/82_sharing.ipynb #8200003a
+@contextmanager
+def _one_at_a_time(place: Path, say: Callable[[str], None]) -> Iterator[None]:
+    "Two that ask at once train one model; who waits is told so."
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(place, timeout=1))
+        except TimeoutError:
+            say('Another process is training the model that this one waits for.')
+            held.enter_context(locked(place))
+        yield
+
+
 def suitable_model(
     quiet: bool = False,
     data: str | None = None,  # procedural, voc_esc or its folder, for one that is trained now
@@ -429,7 +442,7 @@ def suitable_model(
     from avsrepro.experiments.run import run_specs
 
     say = (lambda message: None) if quiet else note
-    with locked(cache_dir('models') / 'suitable'):  # two that ask at once train one
+    with _one_at_a_time(cache_dir('models') / 'suitable', say):
         folder = newest_export()
         if folder is None:
             spec = smallest_run(data or known_source(), profile)

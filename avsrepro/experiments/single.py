@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..core.errors import check, unknown
+from ..core.errors import InputError, check, unknown
 from ..core.paths import cache_dir, user_path
 from ..data.fingerprints import one_look
 from ..data.loading import describe, locate, num_classes, open_splits
@@ -191,8 +191,11 @@ def _of_run(
 # %% ../../nbs/experiments/80_single.ipynb #80000020
 def _known_run(name: str, store: RunStore | None) -> RunResult | None:
     "The run that a name means; None where it means a folder or a hub's model."
-    if not re.fullmatch('[0-9a-f]{4,16}', name) or user_path(name).exists():
+    if user_path(name).exists() or '/' in name:
         return None
+    if not re.fullmatch('[0-9a-f]{4,16}', name):
+        known = 'a run (`avsrepro runs list` has all), a folder of a model, or owner/name of one on a hub'
+        raise InputError(f'{name}: nothing of that name is here; expected {known}.')
     return find_run(name, store)
 
 # %% ../../nbs/experiments/80_single.ipynb #8000002a

@@ -11,10 +11,12 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -106,6 +108,16 @@ def _followed(lines: Iterator[str], quiet: bool) -> list[str]:
                 bar.update(max(0, int(found[2]) + 100 * (found[1] == 'writing output') - bar.n))
     return said
 
+# %% ../../nbs/report/80_site.ipynb #9b770013b
+def _end(process: subprocess.Popen) -> None:
+    "End a process that leads a session, and those that it has started."
+    if hasattr(os, 'killpg'):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.terminate()
+    process.wait()
+
 # %% ../../nbs/report/80_site.ipynb #9b770013a
 def run_sphinx(source: Path, out: Path, jobs: int, quiet: bool = False) -> list[str]:
     "Build the site in a process of its own; returns Sphinx's warnings."
@@ -116,8 +128,13 @@ def run_sphinx(source: Path, out: Path, jobs: int, quiet: bool = False) -> list[
     how = dict(
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', errors='replace'
     )
-    with subprocess.Popen(command, env=os.environ | {'PYTHONUTF8': '1'}, **how) as process:
-        said = _followed(process.stdout, quiet)
+    how |= dict(env=os.environ | {'PYTHONUTF8': '1'}, start_new_session=True)
+    with subprocess.Popen(command, **how) as process:
+        try:
+            said = _followed(process.stdout, quiet)
+        except BaseException:
+            _end(process)
+            raise
     if process.returncode:
         raise InputError(f'Sphinx stopped: {"".join(said[-3:]).strip()}')
     return [line for line in notes.read_text(encoding='utf-8').splitlines() if line.strip()]
