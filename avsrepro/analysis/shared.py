@@ -46,7 +46,7 @@ class NotedBank(VocEscBank):
         self.given.append(found[0] if table is self.sounds else '/'.join(found))
         return found
 
-
+# %% ../../nbs/analysis/14_shared.ipynb #ad7dcda7
 @cache
 def composed_of(
     setting: str, config: str, root: str | None = None, split: str = 'test'

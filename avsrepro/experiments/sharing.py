@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,9 @@ from avsrepro.models.pretrained import (
 from ..train.store import RunResult, RunSpec, RunStore, model_code, note, without_places
 
 # %% auto #0
-__all__ = ['CARD', 'CARD_FILE', 'SMALLEST', 'TAKES', 'portable', 'weights_digest', 'class_names', 'objects_known',
-           'record_scores', 'train_command', 'model_record', 'card_text', 'export', 'HubModel', 'push_to_hub',
-           'smallest_run', 'known_source', 'is_suitable', 'newest_export', 'knows', 'suitable_model']
+__all__ = ['CARD', 'CARD_FILE', 'CALMER', 'MORE', 'SMALLEST', 'TAKES', 'portable', 'weights_digest', 'class_names',
+           'objects_known', 'record_scores', 'train_command', 'model_record', 'card_text', 'export', 'HubModel',
+           'push_to_hub', 'smallest_run', 'known_source', 'is_suitable', 'newest_export', 'knows', 'suitable_model']
 
 # %% ../../nbs/experiments/82_sharing.ipynb #8200000a
 if TYPE_CHECKING:  # whoever only reads a card does not wait for torch
@@ -360,15 +360,9 @@ def push_to_hub(
         raise InputError(f'{name}: the hub did not take {folder} ({said}); {remedy}.') from e
 
 # %% ../../nbs/experiments/82_sharing.ipynb #82000028
-SMALLEST = dict(  # source -> changes of the profile
-    procedural=(),
-    voc_esc=(  # chosen on validation, see `report.halves`
-        'train.ms3.epochs=8',
-        'tuning.sdavs.ms3.lr=0.001',
-        'scenes.voc_esc.ms3.objects=[2,3]',
-        'scenes.voc_esc.ms3.train=1800',
-    ),
-)
+CALMER = 'train.ms3.epochs=8', 'tuning.sdavs.ms3.lr=0.001'
+MORE = 'scenes.voc_esc.ms3.objects=[2,3]', 'scenes.voc_esc.ms3.train=1800'
+SMALLEST = dict(procedural=(), voc_esc=(*CALMER, *MORE))  # changes of the profile; by `report.halves`
 
 
 def smallest_run(data: str = 'procedural', profile: str = 'quick') -> RunSpec:
@@ -420,16 +414,14 @@ def knows(folder: Path) -> str:
 TAKES = dict(procedural=3, voc_esc=4)  # minutes on two cores, data included
 
 # %% ../../nbs/experiments/82_sharing.ipynb #8200003a
-@contextmanager
-def _one_at_a_time(place: Path, say: Callable[[str], None]) -> Iterator[None]:
-    "Two that ask at once train one model; who waits is told so."
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(place, timeout=1))
-        except TimeoutError:
-            say('Another process is training the model that this one waits for.')
-            held.enter_context(locked(place))
-        yield
+def _wait_for(place: Path, say: Callable[[str], None]) -> AbstractContextManager:
+    "The lock of `place`; who has to wait is told so."
+    try:
+        with locked(place, timeout=0):
+            pass
+    except TimeoutError:
+        say('Another process is training the model that this one waits for.')
+    return locked(place)
 
 
 def suitable_model(
@@ -442,7 +434,7 @@ def suitable_model(
     from avsrepro.experiments.run import run_specs
 
     say = (lambda message: None) if quiet else note
-    with _one_at_a_time(cache_dir('models') / 'suitable', say):
+    with _wait_for(cache_dir('models') / 'suitable', say):  # two that ask at once train one
         folder = newest_export()
         if folder is None:
             spec = smallest_run(data or known_source(), profile)

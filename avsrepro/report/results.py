@@ -75,7 +75,7 @@ def results_text(folder: Path | None = None) -> str:
     others = '\n'.join(other_pages(folder))
     return ''.join([*parts, f'\n## Beside the papers\n\n{others}\n' if others else ''])
 
-
+# %% ../../nbs/report/45_results.ipynb #45r00016
 def write_results_index(folder: Path | None = None) -> Path:
     "Write `results/README.md`; returns its path."
     path = (folder or results_dir()) / 'README.md'
