@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import RECORD, TINY
 
 av = pytest.importorskip('av', reason='PyAV is an extra of its own')
 
@@ -27,16 +28,6 @@ from avsrepro.data.media import SoundReader, instants, open_media, pictures_at  
 from avsrepro.models.pretrained import save_pretrained  # noqa: E402
 from avsrepro.models.registry import create_model  # noqa: E402
 
-TINY = dict(
-    name='tpavi',
-    backbone='pvt_v2_b0',
-    backbone_options=dict(embed_dims=[16, 32, 40, 64], depths=[1, 1, 1, 1]),
-    audio='vggish_small',
-    dim=16,
-    gamma=1.0,
-    num_classes=3,
-)
-RECORD = dict(size=[32, 32], length=5, setting='avss', classes=['background', 'dog', 'violin'])
 H, W = 48, 64
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import RECORD, TINY
 
 av = pytest.importorskip('av', reason='PyAV is an extra of its own')
 
@@ -28,16 +29,6 @@ from avsrepro.data.media import film_frames, open_media, open_photo, sound_block
 from avsrepro.models.pretrained import save_pretrained  # noqa: E402
 from avsrepro.models.registry import create_model  # noqa: E402
 
-TINY = dict(
-    name='tpavi',
-    backbone='pvt_v2_b0',
-    backbone_options=dict(embed_dims=[16, 32, 40, 64], depths=[1, 1, 1, 1]),
-    audio='vggish_small',
-    dim=16,
-    gamma=1.0,
-    num_classes=3,
-)
-RECORD = dict(size=[32, 32], length=5, setting='avss', classes=['background', 'dog', 'violin'])
 KINDS = dict(
     mkv=('h264', 'flac'),
     webm=('libvpx', 'libopus'),
@@ -252,7 +243,9 @@ def test_folders_made_for_nothing_are_gone(tmp_path):
     said = refusal_of(segment_file, path, tmp_path / 'none', out=tmp_path / 'old' / 'new' / 'deep')
     assert 'config.json' in said and not list((tmp_path / 'old').iterdir())
     write_audio(tmp_path / 'file', torch.zeros(99))
-    assert 'cannot be made' in refusal_of(segment_file, path, tmp_path / 'none', out=tmp_path / 'file')
+    assert 'file: is a file; --out takes a folder' in refusal_of(
+        segment_file, path, tmp_path / 'none', out=tmp_path / 'file'
+    )
 
 
 def test_a_key_pressed_in_the_middle_leaves_nothing(tmp_path, model, monkeypatch):

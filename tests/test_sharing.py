@@ -345,3 +345,13 @@ def test_where_there_is_none_one_is_trained_once_after_saying_so(exports, tmp_pa
     monkeypatch.setattr('avsrepro.experiments.run.run_specs', lambda *a, **k: pytest.fail('trains again'))
     assert sharing.suitable_model(quiet=True) == folder
     assert capsys.readouterr().err == ''
+
+
+def test_who_waits_for_a_model_is_told_so(tmp_path):
+    said = []
+    with sharing._wait_for(tmp_path / 'suitable', said.append):
+        assert said == []
+        waiting = sharing._wait_for(tmp_path / 'suitable', said.append)
+        assert len(said) == 1 and 'Another process' in said[0]
+    with waiting:
+        pass

@@ -7,8 +7,11 @@ import json
 import os
 import re
 import shutil
+import sys
 import threading
+import time
 from collections import Counter
+from contextlib import suppress
 from html import unescape
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,6 +21,7 @@ import pytest
 
 from avsrepro.core.paths import repo_root, results_dir
 from avsrepro.experiments.registry import claims, experiments, notebook_of
+from avsrepro.report import site as building
 from avsrepro.report.audits import AUDITS, audits_text
 from avsrepro.report.leaderboard import leaderboard
 from avsrepro.report.site_claims import all_claims, claim_counts, picture_values, speaking_profile
@@ -425,3 +429,38 @@ def test_without_the_extra_one_sentence_names_the_command(monkeypatch):
     monkeypatch.setattr(module.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(module.InputError, match=r'pip install "avsrepro\[site\]"'):
         module.build_site()
+
+
+def left_of_session(leader: int) -> list[str]:
+    "The processes of a session that have not ended."
+    left = []
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        with suppress(OSError):  # ended meanwhile
+            state, _, group = path.read_text().rsplit(')', 1)[1].split()[:3]
+            left += [path.parent.name] if int(group) == leader and state != 'Z' else []
+    return left
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads which processes there are from /proc')
+def test_a_build_that_is_broken_off_ends_all_its_processes(tmp_path, monkeypatch):
+    "Sphinx and its workers are a session of their own: none of it is left."
+    sphinx = tmp_path / 'sphinx'
+    sphinx.mkdir()
+    (sphinx / '__init__.py').touch()
+    code = 'import os, subprocess, sys, time\n'
+    code += 'subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])\n'
+    (sphinx / '__main__.py').write_text(f'{code}print(os.getpid(), flush=True)\ntime.sleep(60)\n')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    seen = []
+
+    def broken_off(lines, quiet):
+        seen.append(int(next(lines)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, '_followed', broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        building.run_sphinx(tmp_path / 'source' / 'in', tmp_path / 'out', 1)
+    end = time.monotonic() + 20
+    while left_of_session(seen[0]) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not left_of_session(seen[0])

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 import torch
+from tiny_models import TINY
 from torch import nn
 
 from avsrepro import cli
@@ -272,16 +273,6 @@ def test_what_is_built_is_used_where_nothing_can_be_written(open_folder):
     code += 'print(built(Path(sys.argv[1]), None).name)'
     done = as_stranger(code, open_folder / 'sets' / 'a')
     assert done.stdout == 'a\n', done.stderr
-
-
-TINY = dict(
-    name='tpavi',
-    backbone='pvt_v2_b0',
-    backbone_options=dict(embed_dims=[16, 32, 40, 64], depths=[1, 1, 1, 1]),
-    audio='vggish_small',
-    dim=16,
-    gamma=1.0,
-)
 
 
 @posix

@@ -9,8 +9,6 @@ __all__ = ['SPAN_COLUMNS', 'Places', 'places_for', 'made_whole', 'mask_name', 's
 # %% ../../nbs/analysis/93_segmenting.ipynb #a7141a1f
 import csv
 import json
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -27,6 +25,7 @@ from .timeline import strip_times, write_timeline
 from ..core.errors import InputError, check
 from ..core.identity import environment
 from ..core.paths import publish, refusal, unwritable
+from ..core.processes import ended_softly
 from ..data.images import voc_palette
 from ..data.media import Media, instants, open_media, sound_gaps
 from ..models.base import AVSModel
@@ -62,25 +61,6 @@ def _unmade(path: Path, e: OSError) -> InputError:
 
 # %% ../../nbs/analysis/93_segmenting.ipynb #ed91b7db
 @contextmanager
-def _ended_softly() -> Iterator[None]:
-    "In this block a signal to end is an exception, so that what was begun is cleared away."
-    names = [name for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
-    kinds = [getattr(signal, name) for name in names if threading.current_thread() is threading.main_thread()]
-    kinds = [kind for kind in kinds if signal.getsignal(kind) == signal.SIG_DFL]
-
-    def leave(kind: int, _: Any) -> None:
-        raise SystemExit(128 + kind)
-
-    for kind in kinds:
-        signal.signal(kind, leave)
-    try:
-        yield
-    finally:
-        for kind in kinds:
-            signal.signal(kind, signal.SIG_DFL)
-
-
-@contextmanager
 def _new_folders(folder: Path) -> Iterator[None]:
     "A folder and those around it, made if they lack; after an error what was made is gone."
     new = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -100,7 +80,7 @@ def made_whole(places: Places) -> Iterator[Places]:
     root = places.folder.parent
     try:
         with (
-            _ended_softly(),
+            ended_softly(),
             _new_folders(root),
             TemporaryDirectory(prefix=f'.{places.folder.name}.', dir=root) as hidden,
         ):

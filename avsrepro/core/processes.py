@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['IMPORTED', 'cpu_quota', 'cores', 'follow_parent', 'short_folder', 'start_server', 'worker_pool', 'killed', 'lack',
-           'telling', 'in_parallel']
+           'telling', 'in_parallel', 'ended_softly']
 
 # %% ../../nbs/core/50_processes.ipynb #9894fd58
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -188,3 +189,22 @@ def in_parallel(
         return list(tqdm(map(function, work), **bar))
     with telling('a process that composes data'), worker_pool(jobs) as pool:
         return list(tqdm(pool.map(function, work, chunksize=chunk), **bar))
+
+# %% ../../nbs/core/50_processes.ipynb #a5e1d10a
+@contextmanager
+def ended_softly() -> Iterator[None]:
+    "In this block a signal to end is an exception, so that what was begun is cleared away."
+    names = [name for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+    kinds = [getattr(signal, name) for name in names if threading.current_thread() is threading.main_thread()]
+    kinds = [kind for kind in kinds if signal.getsignal(kind) == signal.SIG_DFL]
+
+    def leave(kind: int, _: Any) -> None:
+        raise SystemExit(128 + kind)
+
+    for kind in kinds:
+        signal.signal(kind, leave)
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            signal.signal(kind, signal.SIG_DFL)

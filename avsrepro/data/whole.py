@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core.errors import InputError, check
 from .damage import bytes_lacking, first_fault
-from .videos import import_av, open_video
+from .videos import import_av, mp4_boxes, open_video
 
 # %% ../../nbs/data/67_whole.ipynb #6ee29ea3
 MARKS = (b'sinf', b'schm')  # the boxes of MP4 around a codec that is encrypted
@@ -23,17 +23,13 @@ MARKS = (b'sinf', b'schm')  # the boxes of MP4 around a codec that is encrypted
 
 def encrypted(path: Path) -> bool:
     "Whether an MP4 file says that a track of it is encrypted."
-    size, at = path.stat().st_size, 0
+    size = path.stat().st_size
     with open(path, 'rb') as f:
-        while at + 8 <= size:
-            f.seek(at)
-            length, name = int.from_bytes(f.read(4), 'big'), f.read(4)
-            if at == 0 and name != b'ftyp' or length < 8 and length != 1:
-                return False
+        for name, start, end in mp4_boxes(f, size):
             if name == b'moov':
-                box = f.read(min(length, 2**26))
+                f.seek(start)
+                box = f.read(min(end - start, 2**26))
                 return all(m in box for m in MARKS) and (b'encv' in box or b'enca' in box)
-            at += int.from_bytes(f.read(8), 'big') if length == 1 else length
     return False
 
 # %% ../../nbs/data/67_whole.ipynb #11bd9f21

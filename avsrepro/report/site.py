@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ..core.errors import InputError, check
 from ..core.paths import publish, repo_root, writing
-from ..core.processes import cores
+from ..core.processes import cores, ended_softly
 from .site_sources import put_sources
 
 # %% ../../nbs/report/80_site.ipynb #9b770005
@@ -129,7 +129,7 @@ def run_sphinx(source: Path, out: Path, jobs: int, quiet: bool = False) -> list[
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', errors='replace'
     )
     how |= dict(env=os.environ | {'PYTHONUTF8': '1'}, start_new_session=True)
-    with subprocess.Popen(command, **how) as process:
+    with ended_softly(), subprocess.Popen(command, **how) as process:
         try:
             said = _followed(process.stdout, quiet)
         except BaseException:

@@ -33,10 +33,10 @@ def clip_seconds(spec: RunSpec) -> float:
 
 def longest_first(
     runs: Mapping[str, RunSpec],
-    work: Callable[[RunSpec], float] = clip_seconds,
+    effort: Callable[[RunSpec], float] = clip_seconds,
 ) -> dict[str, RunSpec]:
     "The same runs, the longest first."
-    return dict(sorted(runs.items(), key=lambda item: -work(item[1])))
+    return dict(sorted(runs.items(), key=lambda item: -effort(item[1])))
 
 # %% ../../nbs/train/40_jobs.ipynb #5ee08265
 class Bar:
@@ -48,11 +48,11 @@ class Bar:
         self,
         runs: Mapping[str, RunSpec],
         progress: bool,
-        work: Callable[[RunSpec], float] = clip_seconds,
+        effort: Callable[[RunSpec], float] = clip_seconds,
     ):
         self.runs, self.done = runs, dict.fromkeys(runs, 0)
-        self.work = {i: work(s) / s.config.epochs for i, s in runs.items()}  # of an epoch
-        total = sum(self.work[i] * s.config.epochs for i, s in runs.items())
+        self.effort = {i: effort(s) / s.config.epochs for i, s in runs.items()}  # of an epoch
+        total = sum(self.effort[i] * s.config.epochs for i, s in runs.items())
         look = dict(bar_format=self.LOOK, delay=2, smoothing=0, leave=False, disable=not progress)
         self.bar = tqdm(total=total, desc=f'training {len(runs)} runs', **look)
 
@@ -69,7 +69,7 @@ class Bar:
         self.done[run_id] = epochs
         finished = sum(n == self.runs[i].config.epochs for i, n in self.done.items())
         self.bar.set_postfix_str(f'{finished} finished; {self.runs[run_id].label}', refresh=False)
-        self.bar.update(sum(self.work[i] * n for i, n in self.done.items()) - self.bar.n)
+        self.bar.update(sum(self.effort[i] * n for i, n in self.done.items()) - self.bar.n)
 
     def of(self, run_id: str) -> Progress:
         "What one of the runs reports to."
@@ -150,17 +150,17 @@ def run_all(
     store: RunStore | None = None,  # default: the user's
     progress: bool = True,
     open_splits: OpenSplits = default_splits,  # must be importable from a module if jobs > 1
-    work: Callable[[RunSpec], float] = clip_seconds,  # how much there is to do for a run
+    effort: Callable[[RunSpec], float] = clip_seconds,  # how much there is to do for a run
 ) -> list[RunResult]:
     """Results of all `specs`: stored ones are read, the others trained in parallel.
 
     If any fails, the others finish first."""
     specs, store = list(specs), store or RunStore()
     check(jobs is None or jobs > 0, f'jobs: expected a positive number of processes, found {jobs}.')
-    todo = longest_first(pending(specs, store), work)
+    todo = longest_first(pending(specs, store), effort)
     if todo:
         jobs = min(len(todo), jobs or max(1, cores() // max(s.config.threads for s in todo.values())))
-        bar = Bar(todo, progress, work)
+        bar = Bar(todo, progress, effort)
         if jobs == 1:
             failed = train_here(todo, store, open_splits, bar)
         else:
