@@ -182,7 +182,7 @@ def make_pages(
     "The folders of `experiments`, in their order."
     if min(jobs, len(experiments)) == 1:
         for e in experiments:
-            print(f'page of {e.paper} {e.table}', file=sys.stderr)
+            print(f'page {e.table}', file=sys.stderr)
             yield make_page(e, values[e.table], source)
         return
     with telling('a process that makes a page'), worker_pool(jobs) as pool:
@@ -190,6 +190,6 @@ def make_pages(
         pages = [pool.submit(make_page, e, values[e.table], source, threads) for e in experiments]
         with tqdm(total=len(pages), desc='pages', unit='page', leave=False, disable=None) as bar:
             for e, page in zip(experiments, pages):
-                bar.set_postfix_str(f'{e.paper} {e.table}')
+                bar.set_postfix_str(e.table)
                 yield page.result()
                 bar.update()
