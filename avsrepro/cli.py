@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from .commands.models import evaluate_model, export_model, hushed, push, train
+from .commands.models import Quiet, evaluate_model, export_model, push, train
 from .commands.runs import runs_app
 from .commands.segment import segment
 from .commands.site import report
@@ -89,15 +89,12 @@ def _version(asked: bool) -> None:
 # %% ../nbs/cli/10_cli.ipynb #d0c44da7
 @app.callback()
 def common(
-    context: typer.Context,
     version: Annotated[
         bool, typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option('--quiet', '-q', help='No bars and notes: results and errors alone.')
-    ] = False,
+    quiet: Quiet = False,
 ) -> None:
-    context.with_resource(hushed(quiet))
+    pass  # both are done by their callbacks
 
 # %% ../nbs/cli/10_cli.ipynb #d8a17b09
 def chosen_experiments(paper: str | None, only: list[str] | None, data: str) -> list[Experiment]:
@@ -193,6 +190,7 @@ def reproduce(
     weights_dir: WeightsDir = None,
     dry_run: DryRun = False,
     parameter: Parameter = None,
+    quiet: Quiet = False,
 ) -> None:
     """Regenerate tables and figures: train what is missing, then execute their notebooks.
 
@@ -251,6 +249,7 @@ def convert_checkpoint(
     model: ModelName = None,
     audio: AudioFile = None,
     bank: BankFile = None,
+    quiet: Quiet = False,
 ) -> None:
     "Make a model's folder of a released checkpoint of TPAVI, AVSegFormer, DDESeg or SelM."
     from avsrepro.models.released import convert
@@ -283,6 +282,7 @@ def data_make(
     test: Annotated[int | None, typer.Option(help='Default 120, of avis 24.')] = None,
     seed: int = 0,
     jobs: int | None = None,
+    quiet: Quiet = False,
 ) -> None:
     "Compose data sets from a bank and write them in the released layouts."
     from avsrepro.data.loading import write_generated
@@ -299,6 +299,7 @@ def data_check(
     verify: Annotated[
         bool, typer.Option('--verify', help='Read all bytes again and name files that changed unseen.')
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     "List what is missing or wrong, file by file, and count clips; exit code 1 when something is."
     from avsrepro.data.check import check_dataset
@@ -334,6 +335,7 @@ def bench_steps(
     against: Annotated[str | None, typer.Option(help='A commit, timed in turns with this checkout.')] = None,
     profile: Annotated[str, typer.Option(help='smoke, quick, full, paper, or a YAML file.')] = 'quick',
     rounds: Annotated[int, typer.Option(min=1, help='Rounds of a few steps each.')] = 9,
+    quiet: Quiet = False,
 ) -> None:
     "Time whole training steps on one CPU thread and write results/bench/train."
     from avsrepro.experiments.bench import bench_train

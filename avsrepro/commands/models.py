@@ -26,7 +26,15 @@ def hushed(quiet: bool) -> Iterator[None]:
         yield
 
 
-Quiet = Annotated[bool, typer.Option('--quiet', '-q', help='No bars and notes: results and errors alone.')]
+def _hush(context: typer.Context, quiet: bool) -> bool:
+    context.with_resource(hushed(quiet))
+    return quiet
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option('--quiet', '-q', callback=_hush, help='No bars and notes: results and errors alone.'),
+]
 
 
 Subjects = Annotated[str, typer.Argument(help='A run (its id or the beginning), a folder, or owner/name.')]
@@ -51,10 +59,9 @@ def train(
     from avsrepro.experiments.single import score_table, scores_text, single_run
 
     spec = single_run(model, setting, profile, data, seed, change or ())
-    with hushed(quiet):
-        print(f'run {spec.run_id}: {spec.label}, profile {spec.profile}', file=sys.stderr)
-        (result,) = run_specs([spec], progress=not quiet, processes=processes)
-        table = score_table(result, open_splits(spec.data, spec.setting)['test'])
+    print(f'run {spec.run_id}: {spec.label}, profile {spec.profile}', file=sys.stderr)
+    (result,) = run_specs([spec], progress=not quiet, processes=processes)
+    table = score_table(result, open_splits(spec.data, spec.setting)['test'])
     print(f'{result.run_id}\n\n{scores_text(table, result.spec.label)}')
 
 # %% ../../nbs/cli/20_models.ipynb #20000010
@@ -81,9 +88,8 @@ def evaluate_model(
     "Print the scores of a trained model on data, under every protocol or those asked for."
     from avsrepro.experiments.single import chosen_scores, find_subject, scores_text
 
-    with hushed(quiet):
-        subject = find_subject(model, data, setting, profile, split)
-        table = chosen_scores(subject, protocol or (), negatives)
+    subject = find_subject(model, data, setting, profile, split)
+    table = chosen_scores(subject, protocol or (), negatives)
     print(scores_text(table, f'{model} on {subject.spec.setting} ({subject.spec.data["source"]}, {split})'))
 
 # %% ../../nbs/cli/20_models.ipynb #20000012
@@ -97,9 +103,7 @@ def export_model(
     "Make a folder of a run that runs anywhere: weights, configuration and a card. Prints its place."
     from avsrepro.experiments.sharing import export
 
-    with hushed(quiet):
-        made = export(run, folder)
-    print(made)
+    print(export(run, folder))
 
 # %% ../../nbs/cli/20_models.ipynb #2000001a
 def push(
@@ -111,6 +115,4 @@ def push(
     "Put a model's folder on a hub (HF_ENDPOINT, HF_TOKEN) and print the address of the commit."
     from avsrepro.experiments.sharing import push_to_hub
 
-    with hushed(quiet):
-        where = push_to_hub(folder, name, private)
-    print(where)
+    print(push_to_hub(folder, name, private))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from tqdm import tqdm
 
+from .models import Quiet
 from ..core.errors import check
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ runs_app = typer.Typer(help='The store of finished runs.', no_args_is_help=True)
 
 
 @runs_app.command('list')
-def runs_list() -> None:
+def runs_list(quiet: Quiet = False) -> None:
     "Finished runs: id, row, setting, profile, seed, J, minutes."
     from avsrepro.train.store import RunStore
 
@@ -40,6 +41,7 @@ def runs_list() -> None:
 @runs_app.command('import')
 def runs_import(
     files: Annotated[list[Path], typer.Argument(help='Files of runs, or folders of such: results/.../runs.')],
+    quiet: Quiet = False,
 ) -> None:
     "Put published runs into the store, so that they are not trained again."
     from avsrepro.train.store import RunStore, import_runs
@@ -58,6 +60,7 @@ def runs_import(
 def runs_clear(
     ids: Annotated[list[str] | None, typer.Argument(help='Run ids; all runs when not given.')] = None,
     yes: Annotated[bool, typer.Option('--yes', help='Do not ask.')] = False,
+    quiet: Quiet = False,
 ) -> None:
     "Delete finished runs and their checkpoints from the store."
     from avsrepro.train.store import RunStore
@@ -125,6 +128,7 @@ def run_text(result: RunResult) -> str:
 def runs_show(
     run: Annotated[str, typer.Argument(help='The id of a run, or the beginning of it.')],
     as_json: Annotated[bool, typer.Option('--json', help='The whole record, for programs.')] = False,
+    quiet: Quiet = False,
 ) -> None:
     "One run: what it is, its curves, its scores."
     from dataclasses import asdict
@@ -193,6 +197,7 @@ def effect_between(a: Sequence[RunResult], b: Sequence[RunResult], metric: str) 
 def runs_compare(
     first: Annotated[str, typer.Argument(help='A run, or several by seed: ID,ID,ID.')],
     second: Annotated[str, typer.Argument(help='A run, or several by seed.')],
+    quiet: Quiet = False,
 ) -> None:
     "The difference of two rows on the same clips, by the rule of all tables; one seed is not judged."
     rows = [_row(names) for names in (first, second)]
