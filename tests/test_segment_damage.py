@@ -185,6 +185,17 @@ def test_missing_sound_is_told(tmp_path, model, capsys):
     assert abs(about['sound']['seconds_missing'] - 1.5) < 0.05
 
 
+def test_sound_that_is_longer_than_the_film_is_told(tmp_path, model, capsys):
+    path, sound = film(tmp_path / 'film.mkv', 2), tmp_path / 'long.wav'
+    write_audio(sound, torch.zeros(16_000 * 5))
+    done = segment_file(path, model, sound)
+    assert (
+        'long.wav: its sound is longer than the 2.0 s of film.mkv; the last 3.0 s' in capsys.readouterr().err
+    )
+    about = json.loads((done.places.folder / 'about.json').read_text())
+    assert abs(about['sound']['seconds_left_out'] - 3) < 0.05
+
+
 # something else than it says
 
 

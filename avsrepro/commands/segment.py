@@ -34,7 +34,15 @@ ModelFolder = Annotated[
 ]
 
 
-PerSecond = Annotated[int, typer.Option('--fps', min=1, max=50, help='Masks a second.')]
+PerSecond = Annotated[
+    int,
+    typer.Option(
+        '--fps',
+        min=1,
+        max=50,
+        help='Masks a second; each hears the second before it, so the first is at 0.94 s.',
+    ),
+]
 
 
 Track = Annotated[int, typer.Option(min=1, help='Which sound track, of several.')]

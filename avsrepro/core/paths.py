@@ -169,12 +169,12 @@ def unwritable(e: OSError, path: str | Path | None = None) -> InputError:
         rooms = ', '.join(f'{p} ({name}, {_free(p)})' for name, p in _places().items())
         return InputError(
             f'a file cannot be {verb} ({e.strerror}); the folders are {rooms}. '
-            'Make room or set another folder; the same command goes on from what is finished.'
+            'Make room or set another folder, then give the same command again.'
         )
     path = Path(os.fsdecode(path)).absolute()
     return InputError(
         f'{path}: cannot be {verb} ({e.strerror}; {_free(path)}). '
-        f'{_remedy(path, e)}; the same command goes on from what is finished.'
+        f'{_remedy(path, e)}, then give the same command again.'
     )
 
 # %% ../../nbs/core/10_paths.ipynb #447879c5

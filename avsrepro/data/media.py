@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST', 'PHOTOS', 'DAY', 'STILL', 'GRACE', 'INSTANT', 'JITTER', 'matrix_of', 'lies', 'turned', 'open_photo',
            'picture_of', 'Media', 'open_media', 'film_frames', 'pictures_at', 'instants', 'placed', 'sound_gaps',
-           'resampled', 'sound_blocks', 'SoundReader']
+           'sound_left_out', 'resampled', 'sound_blocks', 'SoundReader']
 
 # %% ../../nbs/data/68_media.ipynb #bfe94f61
 import math
@@ -103,6 +103,7 @@ class Media:
     begin: float = 0.0  # when the first picture is shown, by the file's own time
     photo: np.ndarray | None = None
     gaps: float = 0.0  # seconds of `sound_gaps`, where somebody asked
+    left_out: float = 0.0  # seconds of `sound_left_out`, likewise
 
 
 def _check_track(heard: Path, track: int) -> tuple[str, ...]:
@@ -265,6 +266,14 @@ def sound_gaps(media: Media) -> float:
     "Seconds in the middle of the sound for which the file has none."
     parts = [silent / rate for silent, _, rate in _pieces(media, stereo=False)]
     return sum(parts[1:])
+
+
+def sound_left_out(media: Media) -> float:
+    "Seconds of the sound of another file that would go on after the last picture."
+    if media.heard == media.path:
+        return 0.0
+    parts = [wave.shape[1] / rate for _, wave, rate in _samples(media, stereo=False)]
+    return max(0.0, sum(parts) - media.seconds)
 
 # %% ../../nbs/data/68_media.ipynb #13dc76a8
 def resampled(pieces: Iterator[tuple[np.ndarray, int]], target: int) -> Iterator[Tensor]:
