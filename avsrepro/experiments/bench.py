@@ -383,7 +383,7 @@ gradients, clipping and update, in processor time; median of {rounds} rounds{by_
 share of the time of loss and gradients within convolutions and products of matrices, which stays however the
 rest is arranged.
 """
-_FIRST = """The first step, both from the same weights, without dropout: loss, norm of all gradients, how much they
+_FIRST = """The first step, from the same weights and without dropout: loss, norm of gradients, how much they
 differ and that of one parameter. A bias before a batch norm has a gradient of zero: there it is rounding."""
 
 
