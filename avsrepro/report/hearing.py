@@ -134,10 +134,16 @@ def hearing_text(table: pd.DataFrame, profile: str, source: str) -> str:
     )
 
 
-def write_hearing(results: Sequence[RunResult], profile: str, source: str) -> Path:
+def write_hearing(
+    results: Sequence[RunResult],
+    profile: str,
+    source: str,
+    seeds: Sequence[int] | None = None,  # where they are not the profile's
+) -> Path:
     "Write the files of the page; returns the folder."
     folder, table = results_dir(profile, source, 'hearing'), hearing_table(results)
-    command = f'python -m avsrepro.report.hearing --profile {profile} --data {source}'
+    words = [f'python -m avsrepro.report.hearing --profile {profile} --data {source}']
+    command = ' '.join([*words, *(f'--seeds {seed}' for seed in seeds or ())])
     atomic_write(folder / 'table.csv', table.to_csv(index=False, float_format='%.4f'))
     atomic_write(folder / 'table.md', hearing_text(table, profile, source) + '\n')
     write_figure(hearing_curves(results), folder, 'figure')
@@ -155,7 +161,7 @@ def hearing_main(
     check(data in ('procedural', 'voc_esc'), f'data is {data}; expected procedural or voc_esc.')
     chosen = get_profile(profile)
     results = run_specs(hearing_specs(chosen, data, seeds=seeds), jobs)
-    print(write_hearing(results, chosen.name, data))
+    print(write_hearing(results, chosen.name, data, seeds))
 
 
 if __name__ == '__main__' and '__file__' in globals():
