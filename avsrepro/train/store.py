@@ -217,7 +217,7 @@ class RunResult:
 
     run_id: str
     spec: RunSpec
-    scores: list[dict[str, Any]]  # one dict per test clip, with its id
+    scores: list[dict[str, Any]]  # one dict per test clip, with its id; by id where they are read
     means: dict[str, Any]  # over the test split, as the metrics module's scorer gives them
     history: list[dict[str, Any]]  # one dict per epoch: loss terms, rate, validation score
     environment: dict[str, Any]  # commit, device, versions
@@ -240,7 +240,8 @@ class RunResult:
         check(bool(named), "a run's run_id must be 16 hex digits.")
         check(is_number(given['duration_s']), "a run's duration_s must be a number.")
         check(type(given['selected']) is int, "a run's selected must be a whole number.")
-        return RunResult(**{**given, 'spec': spec_of(given['spec'])})
+        scores = sorted(given['scores'], key=lambda clip: str(clip.get('id')))
+        return RunResult(**{**given, 'spec': spec_of(given['spec']), 'scores': scores})
 
 # %% ../../nbs/train/20_store.ipynb #3851b065
 def note(message: str) -> None:
