@@ -68,7 +68,7 @@ def hearing_specs(
 # %% ../../nbs/report/60_hearing.ipynb #60h00009
 def asked_of(setting: str) -> str:
     "The metric that shows whether a method hears."
-    return 'mIoU' if setting == 'avss' else 'J_sounding'
+    return 'J' if setting == 'avss' else 'J_sounding'
 
 
 def hearing_table(results: Sequence[RunResult]) -> pd.DataFrame:
