@@ -105,6 +105,7 @@ def hearing_curves(results: Sequence[RunResult]) -> plt.Figure:
     rows = [(r, r.spec.row.removesuffix(f' {SILENT}')) for r in results]
     colours, pairs = look(), list(dict.fromkeys((r.spec.setting, row) for r, row in rows))
     settings, models = (list(dict.fromkeys(x)) for x in zip(*pairs))
+    models.sort(key=lambda name: list(TUNED).index(name.split(', ')[0]))  # a method beside its variants
     size = (2.3 * len(models) + 0.6, 1.9 * len(settings) + 0.6)
     how = dict(squeeze=False, sharey='row', layout='constrained')
     fig, axs = plt.subplots(len(settings), len(models), figsize=size, **how)
@@ -113,8 +114,12 @@ def hearing_curves(results: Sequence[RunResult]) -> plt.Figure:
         silent = r.spec.audio == 'zeroed'
         style = dict(color='0.4', ls='--', lw=1) if silent else dict(color=colours[0], lw=1.2)
         ax.plot([h['epoch'] for h in r.history], [100 * h['val'] for h in r.history], **style)
-    for ax, name in zip(axs[0], models):
-        ax.set_title(shown_name(name).replace(', ', ',\n'), fontsize=11)
+    for ax in axs.flat:
+        ax.set_visible(ax.has_data())
+    for column, name in zip(axs.T, models):
+        next(ax for ax in column if ax.has_data()).set_title(
+            shown_name(name).replace(', ', ',\n'), fontsize=11
+        )
     for ax, name in zip(axs[:, 0], settings):
         ax.set_ylabel(f'{name.upper()}: {"mIoU" if name == "avss" else "J"} (%)', fontsize=10)
     fig.supxlabel('epoch; every seed a line, dashed: in silence', fontsize=10)
