@@ -94,7 +94,7 @@ def deaf_lines(table: pd.DataFrame) -> list[str]:
     for line in table.to_dict('records'):
         where = f'{shown_name(line["method"])} on {line["setting"].upper()}'
         if not line['hears']:
-            found.append(f'{where} does not hear')
+            found.append(f'{where} is not above its control by more than its interval')
         elif not line['settled']:
             found.append(f'{where} has not settled ({line["rise"]:+.1f} points over the last third)')
     return found
