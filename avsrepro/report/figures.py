@@ -67,10 +67,13 @@ def seed_reach(d: pd.DataFrame) -> np.ndarray:
 
 
 def _forest_panel(ax: plt.Axes, d: pd.DataFrame, label: str, colours: Sequence) -> None:
-    reach, y = np.nan_to_num(seed_reach(d)), np.arange(len(d))
-    ax.barh(y, 2 * reach, left=-reach, height=0.8, color='0.88', zorder=0, label='what seeds alone make')
+    reach, y = seed_reach(d), np.arange(len(d))
+    several = np.isfinite(reach).any()  # seeds
+    if several:
+        reach = np.nan_to_num(reach)
+        ax.barh(y, 2 * reach, left=-reach, height=0.8, color='0.88', zorder=0, label='what seeds alone make')
     ax.axvline(0, color='black', lw=1)
-    ours = dict(color=colours[0], capsize=4, label='ours, 95 % interval')
+    ours = dict(color=colours[0], capsize=4, label='ours, 95 % interval' if several else 'ours, one seed')
     dots(ax, intervals_of(d, 'ours_delta'), list(d.row), -0.1, **ours)
     printed = d.published_delta.astype(float)
     if printed.notna().any():
