@@ -134,6 +134,7 @@ def hearing_text(table: pd.DataFrame, profile: str, source: str) -> str:
     said = f'{"; ".join(deaf)}.' if deaf else 'All hear and have settled.'
     gain = [f'{v:+.1f} [{low:+.1f}, {high:+.1f}]' for v, low, high in zip(table.gain, table.low, table.high)]
     shown = table.drop(columns=['low', 'high', 'rise']).assign(gain=gain, method=table.method.map(shown_name))
+    shown['metric'] = np.where((table.setting == 'avss') & (table.metric == 'J'), 'mIoU', table.metric)
     shown['hears'], shown['settled'] = (np.where(table[c], 'yes', 'no') for c in ('hears', 'settled'))
     return '\n\n'.join(
         [

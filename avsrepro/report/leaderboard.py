@@ -148,12 +148,10 @@ means that this was not run. Absolute scores on these data are not comparable wi
 protocols differ: [segmentation](nbs/metrics/10_segmentation.ipynb)."""
 
 
-def _protocol(metric: str) -> str:
-    name = (
-        'mean IoU'
-        if metric == 'mIoU'
-        else metric.partition(',')[0].replace('J_sounding', 'J where something sounds')
-    )
+def _protocol(setting: str, metric: str) -> str:
+    score = metric.partition(',')[0]
+    classes = score == 'mIoU' or (setting, score) == ('avss', 'J')
+    name = 'mean IoU over classes' if classes else score.replace('J_sounding', 'J where something sounds')
     return f'{name}, protocol `{COUNTED_BY.get(metric, "avsbench")}`'
 
 # %% ../../nbs/report/74_leaderboard.ipynb #912c0015a
@@ -164,5 +162,7 @@ def leaderboard_text(board: pd.DataFrame) -> str:
         parts.append(f'## `{profile}`, `{data}`')
         for (page, setting, metric), part in own.groupby(['page', 'setting', 'metric'], sort=False):
             link = f'[The whole page](results/{profile}/{data}/{page}.md)'
-            parts.append(f'### {setting.upper()}: {_protocol(metric)}\n\n{board_table(part)}\n\n{link}')
+            parts.append(
+                f'### {setting.upper()}: {_protocol(setting, metric)}\n\n{board_table(part)}\n\n{link}'
+            )
     return '\n\n'.join(parts) + '\n'
