@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from avsrepro.cli import app
 from avsrepro.core.errors import InputError
-from avsrepro.experiments.bench import TIMED_ROWS, bench_train, files_of, full_name, largest_difference
+from avsrepro.experiments.bench import TIMED_ROWS, bench_train, files_of, full_name, gradient_differences
 from avsrepro.models.sdavs import DAMF, SNRP, SDAVSStage, enhance, stacked
 from avsrepro.nn.features import Rows
 from avsrepro.nn.layers import Attention, GroupNorm, conv_sum, pixels_first, pixelwise, small_conv
@@ -190,8 +190,7 @@ def test_benchmark_reads_a_commit_and_compares_gradients():
         notebook = json.loads((tree / 'nbs' / 'train' / '30_engine.ipynb').read_text(encoding='utf-8'))
     assert notebook['cells'] and not tree.exists() and set(TIMED_ROWS) >= {'sdavs', 'ddeseg'}
     g = dict(a=torch.tensor([3.0, 4.0]), b=torch.tensor([1.0]))
-    assert largest_difference(dict(a=torch.tensor([3.0, 4.5]), b=torch.tensor([1.0])), g) == pytest.approx(
-        0.1
-    )
+    differs = gradient_differences(dict(a=torch.tensor([3.0, 4.5]), b=torch.tensor([1.0])), g)
+    assert differs == pytest.approx(dict(gradients_differ=0.5 / 26**0.5, one_differs=0.1))
     with pytest.raises(InputError, match='other parameters'):
-        largest_difference(dict(a=g['a']), g)
+        gradient_differences(dict(a=g['a']), g)
