@@ -111,14 +111,13 @@ class Training:
 def without_dropout(model: torch.nn.Module) -> Iterator[None]:
     "In this block nothing is dropped: two commits may draw in another order."
     kinds = ((torch.nn.Dropout, 'p'), (torch.nn.MultiheadAttention, 'dropout'))
-    found = [
-        (m, name, getattr(m, name)) for m in model.modules() for kind, name in kinds if isinstance(m, kind)
-    ]
-    for m, name, _ in found:
-        setattr(m, name, 0.0)
-    yield
-    for m, name, share in found:
-        setattr(m, name, share)
+    with ExitStack() as stack:
+        for m in model.modules():
+            for kind, name in kinds:
+                if isinstance(m, kind):
+                    stack.callback(setattr, m, name, getattr(m, name))
+                    setattr(m, name, 0.0)
+        yield
 
 # %% ../../nbs/experiments/59_bench.ipynb #9ab2c62f
 def write_state(training: Training, path: str) -> None:

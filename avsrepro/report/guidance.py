@@ -24,7 +24,6 @@ from ..experiments.plan import plan
 from ..experiments.profiles import Profile, get_profile
 from ..experiments.registry import experiments
 from ..experiments.run import run_specs
-from ..experiments.schema import Experiment, Row
 from .files import write_runs
 from ..train.running import load_trained
 from ..train.store import RunResult, RunSpec
@@ -45,18 +44,10 @@ def guidance_trials(profile: Profile, data: str = 'procedural', setting: str = '
         guided = {**row.options, 'guidance': {**row.options['guidance'], 'weight': weight}}
         rows.append(replace(rows[0], name=f'weight {weight:g}', options=guided))
     rows.append(replace(rows[0], name='twice the negatives', mixture=dict(ratio=MORE_NEGATIVES)))
-    return [*_runs(table, rows, setting, profile, data), _longer(table, rows[0], setting, profile, data)]
-
-
-def _runs(table: Experiment, rows: Sequence[Row], setting: str, profile: Profile, data: str) -> list[RunSpec]:
     of_trials = replace(table, rows=tuple(rows), settings=(setting,), reference=rows[0].name)
-    return [replace(s, paper='guidance') for s in plan(of_trials, profile, data, seeds=[0])]
-
-
-def _longer(table: Experiment, row: Row, setting: str, profile: Profile, data: str) -> RunSpec:
-    (spec,) = _runs(table, [row], setting, profile, data)
-    epochs = round(MORE_EPOCHS * spec.config.epochs)
-    return replace(spec, row=f'{MORE_EPOCHS:g} times the epochs', train={**spec.train, 'epochs': epochs})
+    specs = [replace(s, paper='guidance') for s in plan(of_trials, profile, data, seeds=[0])]
+    longer = {**specs[0].train, 'epochs': round(MORE_EPOCHS * specs[0].config.epochs)}
+    return [*specs, replace(specs[0], row=f'{MORE_EPOCHS:g} times the epochs', train=longer)]
 
 # %% ../../nbs/report/63_guidance.ipynb #63000009
 def told_apart(result: RunResult) -> dict[str, float]:
